@@ -1,0 +1,52 @@
+//! Health and metrics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use http::{StatusCode, header};
+use serde::Serialize;
+
+use crate::problem::Problem;
+use crate::{Admin, Health};
+
+/// A store that needs longer than this to answer a ping does not serve requests either.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The content type of the Prometheus text format.
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+#[derive(Serialize)]
+pub(crate) struct Status {
+    status: &'static str,
+}
+
+/// The process runs. Says nothing about the store, so that a supervisor does not restart a healthy process for it.
+pub(crate) async fn live() -> Json<Status> {
+    Json(Status { status: "live" })
+}
+
+/// The process takes work: the store answers, and nothing drains.
+pub(crate) async fn ready(State(admin): State<Arc<Admin>>) -> Result<Json<Status>, Problem> {
+    if let Health::NotReady(reason) = (admin.health)().await {
+        return Err(not_ready(reason));
+    }
+    match tokio::time::timeout(PING_TIMEOUT, admin.store.ping()).await {
+        Ok(Ok(())) => Ok(Json(Status { status: "ready" })),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "Not ready: the store refused a ping");
+            Err(not_ready("the store does not answer".to_owned()))
+        }
+        Err(_) => Err(not_ready(format!("the store did not answer within {} seconds", PING_TIMEOUT.as_secs()))),
+    }
+}
+
+pub(crate) async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], (admin.render_metrics)())
+}
+
+fn not_ready(reason: String) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", reason)
+}

@@ -1,0 +1,201 @@
+//! SQLite: how the file is made, checked and opened.
+//!
+//! One connection writes and a few read. SQLite has one writer at a time anyway; queueing for it here, in order, is
+//! fairer and cheaper than polling its lock. WAL lets readers go on meanwhile. `synchronous = FULL`, because a lease
+//! that a power cut undoes is a request over the limit.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::SqlitePool;
+use sqlx::pool::PoolConnection;
+use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use crate::error::StoreError;
+
+/// Takes the write lock at the start, so that what a transaction has read is still true when it writes.
+pub(crate) const WRITE: &str = "BEGIN IMMEDIATE";
+
+/// How long a statement waits for the lock of another process, and a caller for a connection.
+const PATIENCE: Duration = Duration::from_secs(5);
+const READERS: u32 = 4;
+
+/// The open database.
+pub(crate) struct Database {
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl Database {
+    /// Opens or makes the file that the URL names and looks through it for damage.
+    pub(crate) async fn open(url: &str) -> Result<Self, StoreError> {
+        let options = connect_options(url)?;
+        let path = options.get_filename().to_owned();
+        make_private(&path)?;
+        let writer = pool(1).connect_with(options.clone()).await?;
+        // `query_only`, so that a write that strays here fails instead of fighting the writer for its lock.
+        let readers = pool(READERS).connect_lazy_with(options.pragma("query_only", "ON"));
+        let database = Self { writer, readers };
+        database.check(&path).await?;
+        Ok(database)
+    }
+
+    /// Waits for the only writing connection, at most [`PATIENCE`].
+    pub(crate) async fn writer(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
+        Ok(self.writer.acquire().await?)
+    }
+
+    /// Waits for a reading connection, at most [`PATIENCE`].
+    pub(crate) async fn reader(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
+        Ok(self.readers.acquire().await?)
+    }
+
+    /// For reads that are one statement.
+    pub(crate) const fn readers(&self) -> &SqlitePool {
+        &self.readers
+    }
+
+    /// Readers first: the last connection to close folds the write-ahead log into the file.
+    pub(crate) async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    async fn check(&self, path: &Path) -> Result<(), StoreError> {
+        let findings: Vec<String> =
+            sqlx::query_scalar("PRAGMA quick_check(3)").fetch_all(&mut *self.writer().await?).await?;
+        if findings.iter().map(String::as_str).eq(["ok"]) {
+            return Ok(());
+        }
+        Err(StoreError::Corrupt(format!(
+            "quick_check of {} says: {}. Restore it from a backup",
+            path.display(),
+            findings.join("; ")
+        )))
+    }
+}
+
+/// Connections live as long as the store: opening one costs more than keeping it.
+fn pool(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(PATIENCE)
+        .max_lifetime(None::<Duration>)
+        .idle_timeout(None::<Duration>)
+        .test_before_acquire(false)
+}
+
+/// Reads `sqlite:PATH`. Parameters that would weaken what is set here are refused. The URL is not repeated in errors:
+/// those of other databases hold passwords.
+fn connect_options(url: &str) -> Result<SqliteConnectOptions, StoreError> {
+    let Some(rest) = url.strip_prefix("sqlite:") else {
+        let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+        let found = if scheme.chars().all(|letter| letter.is_ascii_alphanumeric()) { scheme } else { "" };
+        return Err(StoreError::Invalid(format!("the database URL begins with `{found}:`, expected sqlite:PATH")));
+    };
+    let rest = rest.strip_prefix("//").unwrap_or(rest);
+    let (path, parameters) = rest.split_once('?').map_or((rest, None), |(path, parameters)| (path, Some(parameters)));
+    if path.is_empty() || path == ":memory:" {
+        return Err(StoreError::Invalid("the database URL names no file, expected sqlite:PATH".to_owned()));
+    }
+    if !matches!(parameters, None | Some("mode=rwc" | "mode=rw")) {
+        return Err(StoreError::Invalid(
+            "the database URL has parameters, expected sqlite:PATH with none (or mode=rwc)".to_owned(),
+        ));
+    }
+    let options = SqliteConnectOptions::from_str(url)
+        .map_err(|error| StoreError::Invalid(format!("the database URL cannot be read: {error}")))?;
+    Ok(options
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(PATIENCE)
+        .foreign_keys(true))
+}
+
+/// Makes the file before SQLite would, which knows no mode. Its log files take over the mode of this one.
+fn make_private(path: &Path) -> Result<(), StoreError> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(StoreError::Unavailable(format!("making {}: {error}", path.display()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::testing::url;
+
+    #[test]
+    fn a_url_names_a_file_and_nothing_that_weakens_it() {
+        for url in ["sqlite:a.db", "sqlite://a.db", "sqlite:///data/a.db", "sqlite:/data/a.db", "sqlite:a.db?mode=rwc"]
+        {
+            assert!(connect_options(url).is_ok(), "{url}");
+        }
+        for url in [
+            "",
+            "a.db",
+            "sqlite:",
+            "sqlite://",
+            "sqlite::memory:",
+            "sqlite:a.db?mode=memory",
+            "sqlite:a.db?immutable=1",
+            "postgres://someone:hunter2@host/db",
+        ] {
+            let error = connect_options(url).unwrap_err().to_string();
+            assert!(error.contains("expected sqlite:PATH") && !error.contains("hunter2"), "{url}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_file_is_private() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(&url(&folder)).await.unwrap();
+        sqlx::query("CREATE TABLE t (a INTEGER)").execute(&mut *database.writer().await.unwrap()).await.unwrap();
+        let mut files = 0;
+        for file in fs::read_dir(folder.path()).unwrap() {
+            assert_eq!(file.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+            files += 1;
+        }
+        assert!(files >= 2, "the database and its log");
+    }
+
+    #[tokio::test]
+    async fn readers_cannot_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(&url(&folder)).await.unwrap();
+        assert!(sqlx::query("CREATE TABLE t (a INTEGER)").execute(database.readers()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_settings_that_money_depends_on_are_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(&url(&folder)).await.unwrap();
+        let mut writer = database.writer().await.unwrap();
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *writer).await.unwrap();
+        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&mut *writer).await.unwrap();
+        let foreign_keys: i64 = sqlx::query_scalar("PRAGMA foreign_keys").fetch_one(&mut *writer).await.unwrap();
+        assert_eq!((journal.as_str(), synchronous, foreign_keys), ("wal", 2, 1));
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_found_at_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("store.db"), [b'x'; 8192]).unwrap();
+        assert!(matches!(Database::open(&url(&folder)).await, Err(StoreError::Corrupt(_))));
+    }
+
+    #[tokio::test]
+    async fn a_missing_folder_is_unavailable() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}/none/store.db", folder.path().display());
+        assert!(matches!(Database::open(&url).await, Err(StoreError::Unavailable(_))));
+    }
+}

@@ -1,0 +1,38 @@
+//! The memory of llm-proxy: projects, provider keys and tokens in SQL, with what the data plane needs from them.
+//!
+//! Three promises are kept here because only a transaction can keep them:
+//! * **No request over `max_requests`**: replicas take leases with one conditional update ([`Store::take_lease`]).
+//! * **No change unheard**: a mutation and its row in the change feed commit together, numbered by a counter row that
+//!   the same transaction locks, so that a follower never skips one ([`Store::changes_after`]).
+//! * **No count twice**: usage from the journal commits together with the journal's cursor ([`Store::add_counts`]).
+//!
+//! Provider keys are sealed before they reach SQL and are opened only for [`Store::holder`]. A stolen database without
+//! the root key opens no provider key and confirms no leaked token.
+
+mod changes;
+mod database;
+mod error;
+mod holder;
+mod leases;
+mod migrations;
+mod page;
+mod projects;
+mod provider_keys;
+mod root_key;
+mod seal;
+mod secrets;
+mod store;
+#[cfg(test)]
+mod testing;
+mod tokens;
+
+pub use changes::{Change, ChangeKind};
+pub use error::StoreError;
+pub use holder::Holder;
+pub use leases::{Count, Lease};
+pub use page::{Page, Paged};
+pub use projects::{NewProject, Project, ProjectChange};
+pub use provider_keys::ProviderKeyInfo;
+pub use root_key::{RootKey, RootKeyError};
+pub use store::Store;
+pub use tokens::{NewToken, Revoked, Token, TokenChange};

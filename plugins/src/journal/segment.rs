@@ -1,0 +1,312 @@
+//! Segment files: their names, their header, and reading records out of one past any damage.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::record::{self, HEAD_BYTES, Head, Parsed};
+
+/// Version of the segment format. A journal of a later version is refused, not guessed at.
+pub(super) const VERSION: u32 = 1;
+pub(super) const HEADER_BYTES: usize = 40;
+const MAGIC: [u8; 8] = *b"LLMPJRNL";
+const SUFFIX: &str = ".seg";
+const NAME_DIGITS: usize = 20;
+const CHUNK_BYTES: usize = 128 << 10;
+/// How far past the last known record a growing file may already be.
+const ARRIVING_RECORDS: u64 = 4_096;
+
+/// The path of the segment whose first record is `first_seq`. Names sort like numbers.
+pub(super) fn path(dir: &Path, first_seq: u64) -> PathBuf {
+    dir.join(format!("{first_seq:020}{SUFFIX}"))
+}
+
+/// First sequence numbers of the segments in `dir`, ascending. Files with other names are none of ours.
+pub(super) fn list(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
+        let digits = digits.filter(|digits| digits.len() == NAME_DIGITS);
+        segments.extend(digits.and_then(|digits| digits.parse::<u64>().ok()));
+    }
+    segments.sort_unstable();
+    Ok(segments)
+}
+
+/// The header of a segment: magic, version, journal id, first sequence number, checksum of these.
+pub(super) fn header(journal: Uuid, first_seq: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES);
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(journal.as_bytes());
+    bytes.extend_from_slice(&first_seq.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+/// What the header of a segment says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub version: u32,
+    pub journal: Uuid,
+    pub first_seq: u64,
+}
+
+fn parse_header(bytes: &[u8]) -> Option<Header> {
+    let bytes = bytes.first_chunk::<HEADER_BYTES>()?;
+    let (sealed, crc) = bytes.split_last_chunk::<4>()?;
+    let (magic, rest) = sealed.split_first_chunk::<8>()?;
+    let (version, rest) = rest.split_first_chunk::<4>()?;
+    let (journal, rest) = rest.split_first_chunk::<16>()?;
+    let first_seq = rest.first_chunk::<8>()?;
+    let intact = *magic == MAGIC && crc32c::crc32c(sealed) == u32::from_le_bytes(*crc);
+    intact.then(|| Header {
+        version: u32::from_le_bytes(*version),
+        journal: Uuid::from_bytes(*journal),
+        first_seq: u64::from_le_bytes(*first_seq),
+    })
+}
+
+/// A segment being read. Keeps its place, so that it can go on where it stopped once the file has grown.
+pub(super) struct SegmentStream {
+    file: File,
+    /// Where in the file the buffer ends.
+    read_bytes: u64,
+    buffer: Vec<u8>,
+    /// Where in the buffer the next record starts.
+    start: usize,
+    /// The lowest number that the next record can have.
+    next_seq: u64,
+    header: Option<Header>,
+}
+
+impl SegmentStream {
+    /// Opens the segment named by `first_seq`.
+    pub fn open(dir: &Path, first_seq: u64) -> io::Result<Self> {
+        Self::of_file(File::open(path(dir, first_seq))?, first_seq)
+    }
+
+    fn of_file(file: File, first_seq: u64) -> io::Result<Self> {
+        let mut stream = Self { file, read_bytes: 0, buffer: Vec::new(), start: 0, next_seq: first_seq, header: None };
+        while stream.held().len() < HEADER_BYTES && stream.fill()? > 0 {}
+        stream.header = parse_header(stream.held()).filter(|header| header.first_seq == first_seq);
+        // Where the header is damaged, its bytes are searched for records like any other damage.
+        if stream.header.is_some() {
+            stream.start = HEADER_BYTES;
+        }
+        Ok(stream)
+    }
+
+    /// What the header says, if it is intact.
+    pub fn header(&self) -> Option<Header> {
+        self.header
+    }
+
+    /// Bytes of the file before the next record.
+    pub fn offset(&self) -> u64 {
+        self.read_bytes.saturating_sub(self.held().len() as u64)
+    }
+
+    /// The next intact record whose number is at most `last_seq`; `None` where the file ends now. What is no record is
+    /// passed over.
+    ///
+    /// `growing`: records after `last_seq` may be arriving in the file, whole or in part. They are left for later.
+    pub fn next(&mut self, last_seq: u64, growing: bool) -> io::Result<Option<Head>> {
+        let plausible = self.next_seq..=last_seq.saturating_add(ARRIVING_RECORDS);
+        loop {
+            match record::parse(self.held(), plausible.clone()) {
+                Parsed::Record(head) if head.seq > last_seq => return Ok(None),
+                Parsed::Record(head) => {
+                    self.start = self.start.saturating_add(head.record_bytes());
+                    self.next_seq = head.seq.saturating_add(1);
+                    return Ok(Some(head));
+                }
+                Parsed::Bad => self.start = self.start.saturating_add(1),
+                Parsed::Short => {
+                    if self.fill()? > 0 {
+                        continue;
+                    }
+                    let claimed = record::claimed_seq(self.held());
+                    if self.held().len() < HEAD_BYTES || (growing && claimed.is_some_and(|seq| seq > last_seq)) {
+                        return Ok(None);
+                    }
+                    // A length that promises more than there is: damaged, or the torn end of the file.
+                    self.start = self.start.saturating_add(1);
+                }
+            }
+        }
+    }
+
+    /// The payload of the record that [`Self::next`] returned last.
+    pub fn payload(&self, head: &Head) -> &[u8] {
+        self.buffer.get(self.start.saturating_sub(head.payload_bytes)..self.start).unwrap_or_default()
+    }
+
+    fn held(&self) -> &[u8] {
+        self.buffer.get(self.start..).unwrap_or_default()
+    }
+
+    /// Reads on; 0 where the file ends now.
+    fn fill(&mut self) -> io::Result<usize> {
+        self.buffer.drain(..self.start.min(self.buffer.len()));
+        self.start = 0;
+        let held = self.buffer.len();
+        self.buffer.resize(held.saturating_add(CHUNK_BYTES), 0);
+        let read = loop {
+            let room = self.buffer.get_mut(held..).unwrap_or_default();
+            match self.file.read_at(room, self.read_bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result,
+            }
+        };
+        let read_now = *read.as_ref().unwrap_or(&0);
+        self.buffer.truncate(held.saturating_add(read_now));
+        self.read_bytes = self.read_bytes.saturating_add(read_now as u64);
+        read
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::super::record::Kind;
+    use super::*;
+
+    const JOURNAL: Uuid = Uuid::from_u128(0xfeed);
+
+    /// A segment of these payloads, numbered from 1, and where each record ends.
+    fn segment(payloads: &[Vec<u8>]) -> (Vec<u8>, Vec<usize>) {
+        let mut bytes = header(JOURNAL, 1);
+        let mut ends = Vec::new();
+        for (payload, seq) in payloads.iter().zip(1..) {
+            let mut one = Vec::new();
+            record::encode(&mut one, Kind::End, seq, 0, Uuid::nil(), |one| one.extend_from_slice(payload));
+            bytes.extend_from_slice(&one);
+            ends.push(bytes.len());
+        }
+        (bytes, ends)
+    }
+
+    fn read_all(bytes: &[u8], last_seq: u64) -> Vec<(u64, Vec<u8>)> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        let mut stream = SegmentStream::of_file(file, 1).unwrap();
+        let mut found = Vec::new();
+        while let Some(head) = stream.next(last_seq, false).unwrap() {
+            found.push((head.seq, stream.payload(&head).to_vec()));
+        }
+        found
+    }
+
+    fn numbered(payloads: &[Vec<u8>]) -> Vec<(u64, Vec<u8>)> {
+        (1..).zip(payloads.iter().cloned()).collect()
+    }
+
+    fn payloads() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        vec(vec(any::<u8>(), 0..200), 1..12)
+    }
+
+    #[test]
+    fn names_sort_like_numbers_and_strangers_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["00000000000000000010.seg", "00000000000000000009.seg", "9.seg", "journal.lock", "x.seg"] {
+            fs::write(dir.path().join(name), b"").unwrap();
+        }
+        assert_eq!(list(dir.path()).unwrap(), [9, 10]);
+        assert!(path(dir.path(), 10).exists());
+    }
+
+    #[test]
+    fn a_header_with_any_byte_changed_is_not_believed() {
+        let bytes = header(JOURNAL, 42);
+        assert_eq!(parse_header(&bytes), Some(Header { version: VERSION, journal: JOURNAL, first_seq: 42 }));
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert_eq!(parse_header(&damaged), None, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn records_larger_than_the_buffer_are_read() {
+        let payloads = [vec![1; record::MAX_PAYLOAD_BYTES], vec![2; CHUNK_BYTES], vec![3; 10]];
+        assert_eq!(read_all(&segment(&payloads).0, 3), numbered(&payloads));
+    }
+
+    #[test]
+    fn a_stream_goes_on_where_the_file_has_grown() {
+        let (bytes, ends) = segment(&[vec![1; 50], vec![2; 50]]);
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = File::create(path(dir.path(), 1)).unwrap();
+        file.write_all(&bytes[..ends[0]]).unwrap();
+        let mut stream = SegmentStream::open(dir.path(), 1).unwrap();
+        assert_eq!(stream.next(1, true).unwrap().unwrap().seq, 1);
+        assert_eq!(stream.next(2, true).unwrap(), None);
+        file.write_all(&bytes[ends[0]..]).unwrap();
+        assert_eq!(stream.next(2, true).unwrap().unwrap().seq, 2);
+        assert_eq!(stream.offset(), bytes.len() as u64);
+    }
+
+    #[test]
+    fn records_that_are_still_arriving_are_left_for_later() {
+        let (bytes, ends) = segment(&[vec![1; 50], vec![2; 50], vec![3; 50]]);
+        for visible in ends[0]..=bytes.len() {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(path(dir.path(), 1), &bytes[..visible]).unwrap();
+            let mut stream = SegmentStream::open(dir.path(), 1).unwrap();
+            assert_eq!(stream.next(1, true).unwrap().unwrap().seq, 1);
+            assert_eq!(stream.next(1, true).unwrap(), None, "{visible} bytes visible");
+            fs::write(path(dir.path(), 1), &bytes).unwrap();
+            assert_eq!(stream.next(3, true).unwrap().unwrap().seq, 2, "{visible} bytes visible");
+            assert_eq!(stream.next(3, true).unwrap().unwrap().seq, 3, "{visible} bytes visible");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn a_segment_cut_anywhere_gives_every_record_before_the_cut(
+            payloads in payloads(),
+            at in any::<prop::sample::Index>(),
+        ) {
+            let (bytes, ends) = segment(&payloads);
+            let cut = at.index(bytes.len() + 1);
+            let whole = ends.iter().filter(|end| **end <= cut).count();
+            prop_assert_eq!(read_all(&bytes[..cut], 1_000), numbered(&payloads[..whole]));
+        }
+
+        #[test]
+        fn a_segment_with_any_byte_changed_loses_at_most_that_record(
+            payloads in payloads(),
+            at in any::<prop::sample::Index>(),
+            change in 1..=u8::MAX,
+        ) {
+            let (mut bytes, ends) = segment(&payloads);
+            let at = at.index(bytes.len());
+            bytes[at] ^= change;
+            let mut expected = numbered(&payloads);
+            if at >= HEADER_BYTES {
+                expected.remove(ends.iter().filter(|end| **end <= at).count());
+            }
+            prop_assert_eq!(read_all(&bytes, 1_000), expected);
+        }
+
+        #[test]
+        fn junk_between_records_is_passed_over(payloads in payloads(), junk in vec(any::<u8>(), 0..300)) {
+            let (bytes, ends) = segment(&payloads);
+            let (before, after) = bytes.split_at(ends[0]);
+            let damaged = [before, junk.as_slice(), after].concat();
+            prop_assert_eq!(read_all(&damaged, 1_000), numbered(&payloads));
+        }
+    }
+}

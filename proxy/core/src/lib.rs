@@ -1,0 +1,16 @@
+//! What llm-proxy decides, as pure functions: tokens, routes, policies, limits, usage and prices.
+//!
+//! Nothing here does IO, waits, or looks at a clock; time and randomness are arguments. Every decision of the
+//! data plane can therefore be read, and tested, as a table.
+
+pub mod answer;
+pub mod body;
+pub mod dialect;
+pub mod limits;
+pub mod policy;
+pub mod prices;
+pub mod routing;
+pub mod secret;
+pub mod target;
+pub mod token;
+pub mod usage;

@@ -1,0 +1,16 @@
+//! llm-proxy: the data plane and the binary's commands.
+//!
+//! `edge` reads heads, `plane` carries exchanges, `settings` and `cli` say how, `server` puts the planes together.
+
+pub mod call;
+pub mod cli;
+pub mod data_dir;
+pub mod demo;
+pub mod edge;
+pub mod followers;
+pub mod logging;
+pub mod manage;
+pub mod plane;
+pub mod server;
+pub mod settings;
+pub mod shutdown;

@@ -1,0 +1,201 @@
+//! `llm-proxy manage`: projects and tokens from the command line, over the admin listener's HTTP.
+//!
+//! A command becomes one [`request::Request`], [`client`] carries it, and [`view`] lays the answer out for people;
+//! `--output json` prints the server's own JSON for scripts. Nothing here reads the store: what the command line can
+//! do is what the management API lets its credential do.
+
+mod client;
+mod credential;
+mod project;
+mod request;
+mod table;
+mod token;
+mod view;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use self::client::Server;
+use self::request::Request;
+
+pub use self::credential::Defaults;
+
+const EXAMPLES: &str = "\
+Examples:
+  # A project whose OpenAI key is taken from the environment
+  llm-proxy manage project create shop --api-key-env OPENAI_API_KEY
+
+  # A token for a week, 1,000 requests at most, only the small models; it is shown once
+  llm-proxy manage token create --project 0193… --duration 7d --max-requests 1000 --model 'gpt-4o-mini*'
+
+  # Who has used what
+  llm-proxy manage token list --project 0193…
+
+  # Stop a leaked token now: running streams are cut too
+  llm-proxy manage token revoke 0193…
+
+The credential is the management token: from MANAGEMENT_TOKEN, else from DATA_DIR/management_token, where the first
+start of the server wrote it. It is never taken from the command line, where process lists would show it.";
+
+/// `llm-proxy manage …`
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ManageCommand {
+    /// The admin listener [default: http:// and ADMIN_LISTEN_ADDR, else http://127.0.0.1:8081]
+    #[arg(long, global = true, value_name = "URL")]
+    admin_url: Option<String>,
+
+    /// Where the server keeps `management_token` [default: DATA_DIR, else ./data]
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// Tables for people or the server's JSON for scripts
+    #[arg(long, global = true, value_enum, value_name = "FORM", default_value_t = Output::Table)]
+    output: Output,
+
+    #[command(subcommand)]
+    resource: Resource,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Resource {
+    /// Projects: each holds the provider keys behind its tokens
+    #[command(subcommand)]
+    Project(project::ProjectCommand),
+    /// Tokens: what apps use instead of a provider key
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+}
+
+/// Does what was asked and writes the answer to `out`. A refusal is one line on stderr and exit code 1.
+///
+/// # Errors
+/// Only where `out` cannot be written to.
+pub async fn run(command: ManageCommand, defaults: Defaults, out: &mut (dyn Write + Send)) -> anyhow::Result<ExitCode> {
+    match answer(command, defaults).await {
+        Ok(text) => {
+            out.write_all(text.as_bytes())?;
+            out.flush()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            eprintln!("llm-proxy manage: {error:#}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+async fn answer(command: ManageCommand, defaults: Defaults) -> anyhow::Result<String> {
+    let server = Server::new(command.admin_url.as_deref(), &defaults.admin_listen_addr)?;
+    let credential = credential::find(&defaults, command.data_dir.as_deref())?;
+    let Request { method, target, body, view } = match command.resource {
+        Resource::Project(command) => command.request()?,
+        Resource::Token(command) => command.request()?,
+    };
+    let answer = server.send(method, &target, body, &credential).await?;
+    match command.output {
+        Output::Json if answer.is_empty() => Ok(String::new()),
+        Output::Json => Ok(format!("{}\n", answer.trim_end())),
+        Output::Table => view.lay_out(&answer, &view::now()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        manage: ManageCommand,
+    }
+
+    fn request(line: &str) -> Result<Request, String> {
+        let cli = Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string())?;
+        let request = match cli.manage.resource {
+            Resource::Project(command) => command.request(),
+            Resource::Token(command) => command.request(),
+        };
+        request.map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_is_one_request() {
+        for (line, method, target, body) in [
+            ("manage project list", "GET", "/manage/projects?limit=50", "null"),
+            ("manage project list --limit 5 --cursor a/b", "GET", "/manage/projects?limit=5&cursor=a%2Fb", "null"),
+            ("manage project get 0193-a", "GET", "/manage/projects/0193-a", "null"),
+            ("manage project create shop", "POST", "/manage/projects", r#"{"name":"shop"}"#),
+            (
+                "manage project create shop --api-key k --inactive",
+                "POST",
+                "/manage/projects",
+                r#"{"api_key":"k","is_active":false,"name":"shop"}"#,
+            ),
+            (
+                "manage project update p --name new --activate --remove-provider-key gemini",
+                "PATCH",
+                "/manage/projects/p",
+                r#"{"is_active":true,"name":"new","provider_keys":[{"api":"gemini","key":null}]}"#,
+            ),
+            ("manage project revoke-tokens p", "POST", "/manage/projects/p/tokens/revoke", "null"),
+            (
+                "manage token create --project p --duration 7d --max-requests 10 --model a --model b*",
+                "POST",
+                "/manage/tokens",
+                r#"{"allowed_models":["a","b*"],"duration_minutes":10080,"max_requests":10,"project_id":"p"}"#,
+            ),
+            ("manage token list --project p", "GET", "/manage/tokens?limit=50&project_id=p", "null"),
+            (
+                "manage token update t --max-requests none --requests-per-minute 60 --any-model --deactivate",
+                "PATCH",
+                "/manage/tokens/t",
+                r#"{"allowed_models":null,"is_active":false,"max_requests":null,"requests_per_minute":60}"#,
+            ),
+            ("manage token revoke t --output json", "DELETE", "/manage/tokens/t", "null"),
+        ] {
+            let request = request(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+            assert_eq!((request.method.as_str(), request.target.as_str()), (method, target), "{line}");
+            let sent = request.body.unwrap_or_default();
+            assert_eq!(sent, serde_json::from_str::<serde_json::Value>(body).unwrap(), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_with_a_reason() {
+        for (line, reason) in [
+            ("manage token get sk-lp-000000000000000000000000000000000", "the id of the token"),
+            ("manage token get a/b", "letters, digits"),
+            ("manage token create --project p --duration 7w", "90m, 12h or 7d"),
+            ("manage token create --project p --duration 0", "90m, 12h or 7d"),
+            ("manage token update t", "nothing to change"),
+            ("manage project update p", "nothing to change"),
+            ("manage token update t --max-requests many", "a whole number or none"),
+            ("manage project create x --provider-key openai", "API=VARIABLE"),
+            (
+                "manage project create x --api-key-env LLM_PROXY_NO_SUCH_VARIABLE",
+                "LLM_PROXY_NO_SUCH_VARIABLE is not set",
+            ),
+            ("manage project create x --api-key k --api-key-stdin", "cannot be used with"),
+        ] {
+            let error = request(line).err().unwrap_or_default();
+            assert!(error.contains(reason), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What a command asks of the server, and the parsers of arguments that several commands share.
+
+use anyhow::{Context, bail};
+use clap::Args;
+use http::Method;
+use serde_json::{Map, Value};
+
+use super::view::View;
+
+/// One request to the management API and how its answer is shown.
+pub(super) struct Request {
+    pub(super) method: Method,
+    /// Path and query.
+    pub(super) target: String,
+    pub(super) body: Option<Value>,
+    pub(super) view: View,
+}
+
+impl Request {
+    pub(super) fn new(method: Method, target: impl Into<String>, view: View) -> Self {
+        Self { method, target: target.into(), body: None, view }
+    }
+
+    pub(super) fn with_body(self, body: Map<String, Value>) -> Self {
+        Self { body: Some(Value::Object(body)), ..self }
+    }
+
+    /// A change with at least one field in it.
+    pub(super) fn with_change(self, body: Map<String, Value>) -> anyhow::Result<Self> {
+        if body.is_empty() {
+            bail!("nothing to change: name at least one field (--help lists them)");
+        }
+        Ok(self.with_body(body))
+    }
+}
+
+/// Which part of a list is shown.
+#[derive(Args)]
+pub(super) struct PageArgs {
+    /// Most rows to show, 1 to 200
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
+    limit: u32,
+    /// Where to go on: the cursor that the page before ended with
+    #[arg(long, value_name = "CURSOR")]
+    cursor: Option<String>,
+}
+
+impl PageArgs {
+    /// The path with the query for this page and, if given, one filter.
+    pub(super) fn target(&self, path: &str, filter: Option<(&str, &str)>) -> String {
+        let mut target = format!("{path}?limit={}", self.limit);
+        let cursor = self.cursor.as_deref().map(|cursor| ("cursor", cursor));
+        for (name, value) in cursor.into_iter().chain(filter) {
+            target.push('&');
+            target.push_str(name);
+            target.push('=');
+            push_escaped(&mut target, value);
+        }
+        target
+    }
+}
+
+/// Percent-encodes everything but the unreserved characters of RFC 3986 §2.3.
+fn push_escaped(target: &mut String, text: &str) {
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            target.push(char::from(byte));
+        } else {
+            target.push_str(&format!("%{byte:02X}"));
+        }
+    }
+}
+
+/// An id of a project or token. It goes into a path, so it is only letters, digits and dashes.
+pub(super) fn id(text: &str) -> Result<String, String> {
+    if text.starts_with("sk-lp-") {
+        return Err("this is a token itself; the id of the token is wanted (`manage token list` shows it)".to_owned());
+    }
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Err("an id has only letters, digits and dashes".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// A limit to set, or `none` to lift it.
+pub(super) fn limit_or_none(text: &str) -> Result<Value, String> {
+    if text == "none" {
+        return Ok(Value::Null);
+    }
+    text.parse::<u64>().map(Value::from).map_err(|_| "a whole number or none is expected".to_owned())
+}
+
+/// A life span in whole minutes: `90`, `90m`, `12h`, `7d`.
+pub(super) fn minutes(text: &str) -> Result<u64, String> {
+    let (digits, minutes_each) = match text.as_bytes().last() {
+        Some(b'm') => (text.strip_suffix('m'), 1),
+        Some(b'h') => (text.strip_suffix('h'), 60),
+        Some(b'd') => (text.strip_suffix('d'), 60 * 24),
+        _ => (Some(text), 1),
+    };
+    let count = digits.and_then(|digits| digits.parse::<u64>().ok()).filter(|count| *count > 0);
+    count
+        .and_then(|count| count.checked_mul(minutes_each))
+        .ok_or_else(|| "a time such as 90m, 12h or 7d is expected (a bare number is minutes)".to_owned())
+}
+
+/// An API and the environment variable that holds its key.
+#[derive(Clone)]
+pub(super) struct KeySource {
+    api: String,
+    variable: String,
+}
+
+pub(super) fn key_source(text: &str) -> Result<KeySource, String> {
+    match text.split_once('=') {
+        Some((api, variable)) if !api.is_empty() && !variable.is_empty() => {
+            Ok(KeySource { api: api.to_owned(), variable: variable.to_owned() })
+        }
+        _ => Err("API=VARIABLE is expected: an API and the environment variable with its key".to_owned()),
+    }
+}
+
+/// Provider keys and where they come from.
+#[derive(Args)]
+pub(super) struct KeyArgs {
+    /// The environment variable that holds the default API's key
+    #[arg(long, value_name = "VARIABLE", conflicts_with_all = ["api_key_stdin", "api_key"])]
+    api_key_env: Option<String>,
+    /// Read the default API's key from standard input
+    #[arg(long, conflicts_with = "api_key")]
+    api_key_stdin: bool,
+    /// The default API's key itself. Process lists and the shell's history show it: prefer the two above
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+    /// The key of a named API, from an environment variable; may be repeated
+    #[arg(long = "provider-key", value_name = "API=VARIABLE", value_parser = key_source)]
+    provider_keys: Vec<KeySource>,
+}
+
+impl KeyArgs {
+    /// Puts `api_key` and `provider_keys` into a body where keys were given; the APIs in `removed` lose theirs.
+    pub(super) fn put_into(self, body: &mut Map<String, Value>, removed: Vec<String>) -> anyhow::Result<()> {
+        let api_key = match (self.api_key_env, self.api_key_stdin, self.api_key) {
+            (Some(variable), _, _) => Some(from_environment(&variable)?),
+            (None, true, _) => Some(std::io::read_to_string(std::io::stdin()).context("reading the key from stdin")?),
+            (None, false, given) => given,
+        };
+        if let Some(key) = api_key {
+            body.insert("api_key".to_owned(), Value::from(key.trim()));
+        }
+        let mut keys = Vec::new();
+        for KeySource { api, variable } in self.provider_keys {
+            keys.push(serde_json::json!({ "api": api, "key": from_environment(&variable)?.trim() }));
+        }
+        keys.extend(removed.into_iter().map(|api| serde_json::json!({ "api": api, "key": null })));
+        if !keys.is_empty() {
+            body.insert("provider_keys".to_owned(), Value::Array(keys));
+        }
+        Ok(())
+    }
+}
+
+fn from_environment(variable: &str) -> anyhow::Result<String> {
+    match std::env::var(variable) {
+        Ok(key) if key.trim().is_empty() => bail!("the environment variable {variable} is empty"),
+        Ok(key) => Ok(key),
+        Err(std::env::VarError::NotPresent) => bail!("the environment variable {variable} is not set"),
+        Err(std::env::VarError::NotUnicode(_)) => bail!("the environment variable {variable} is not UTF-8"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_minutes_hours_or_days() {
+        for (text, expected) in [
+            ("90", Some(90)),
+            ("90m", Some(90)),
+            ("12h", Some(720)),
+            ("7d", Some(10_080)),
+            ("0d", None),
+            ("d", None),
+            ("1.5h", None),
+            ("-1", None),
+            ("18446744073709551615d", None),
+            ("", None),
+        ] {
+            assert_eq!(minutes(text).ok(), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The plane: carries each checked call to its provider and the answer back.
+
+pub mod clean;
+pub mod cors;
+pub mod credentials;
+pub mod drain;
+pub mod exchange;
+pub mod forward;
+pub mod gaps;
+pub mod held;
+pub mod judge;
+pub mod metrics;
+pub mod reply;
+pub mod sampler;
+pub mod settle;
+pub mod state;
+pub mod tokens;
+pub mod upload;
+pub mod upstream;
+
+use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use llm_proxy_core::answer::Refusal;
+use llm_proxy_core::dialect::Dialect;
+use llm_proxy_core::prices::PriceTable;
+use llm_proxy_core::routing::Routes;
+use llm_proxy_core::token::Pepper;
+use llm_proxy_plugins::event::Message;
+use llm_proxy_plugins::journal::{Journal, Kind};
+use parking_lot::Mutex;
+use pingora_core::connectors::http::Connector;
+use pingora_core::protocols::Stream;
+use pingora_core::protocols::http::ServerSession;
+use uuid::Uuid;
+
+use self::drain::Drain;
+use self::held::HeldBytes;
+use self::metrics::Metrics;
+use self::sampler::Sampler;
+use self::settle::{ExchangeId, now_us};
+use self::tokens::Tokens;
+use self::upstream::Upstream;
+use crate::call::{Call, Version};
+use crate::edge::raw_answer;
+
+/// Everything an exchange decides with. Immutable while the process runs; what changes is inside.
+pub struct Gateway {
+    /// The configured APIs.
+    pub routes: Routes,
+    /// Their providers, by the same index.
+    pub upstreams: Vec<Upstream>,
+    /// Connections to providers.
+    pub connector: Connector,
+    /// Tokens in memory.
+    pub tokens: Tokens,
+    /// The key of token digests.
+    pub pepper: Pepper,
+    /// The record.
+    pub journal: Journal,
+    /// Where in the journal the running exchanges begin: a crash needs these records to tell what became unknown.
+    pub begun: Mutex<BTreeSet<u64>>,
+    /// What tokens cost.
+    pub prices: &'static PriceTable,
+    /// Prometheus handles.
+    pub metrics: Metrics,
+    /// The budget for held bodies.
+    pub held: HeldBytes,
+    /// The way to the end of the process.
+    pub drain: Drain,
+    /// Sampling of refusals before authentication.
+    pub sampler: Sampler,
+}
+
+impl Gateway {
+    /// Appends to the journal. A failure is counted in the journal's own books and told in the log.
+    fn append<M: Message>(&self, kind: Kind, id: Uuid, time_us: i64, record: &M) -> Result<u64, Unrecorded> {
+        self.journal.append_message(kind, id, time_us, record).map_err(|error| {
+            tracing::error!(%error, "a record could not be written to the journal");
+            Unrecorded
+        })
+    }
+}
+
+/// The journal did not take a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Unrecorded;
+
+/// The data plane's application: one exchange after another on each connection.
+pub struct Plane {
+    /// What exchanges decide with.
+    pub gateway: Arc<Gateway>,
+}
+
+impl Plane {
+    /// Carries one call on an HTTP/1.1 connection. `Some`: the connection is ready for the next head.
+    pub async fn serve(&self, mut client: ServerSession, call: Call) -> Option<Stream> {
+        if !matches!(client.read_request().await, Ok(true)) {
+            return None;
+        }
+        // The five clocks are ours; Pingora's own read timeout would be a sixth.
+        client.set_read_timeout(None);
+        if self.gateway.drain.is_stopping() || (call.version == Version::Http10 && !call.wants_keep_alive) {
+            client.set_keepalive(None);
+        }
+        let carried = AssertUnwindSafe(exchange::run(&self.gateway, &mut client, &call)).catch_unwind().await;
+        match carried {
+            Ok(Ok(())) => client.finish().await.ok().flatten().map(|reusable| reusable.into_parts().0),
+            Ok(Err(exchange::Broken)) => {
+                // `finish` would write a clean end: an answer that broke must look broken.
+                client.shutdown().await;
+                None
+            }
+            Err(_panic) => {
+                ::metrics::counter!("llm_proxy_panics_total").increment(1);
+                if client.response_written().is_none() {
+                    let id = ExchangeId::new(now_us());
+                    client.set_keepalive(None);
+                    let _ = reply::refuse(&mut client, &call, Dialect::OpenAi, id.text(), &Refusal::Internal, &[]).await;
+                }
+                client.shutdown().await;
+                None
+            }
+        }
+    }
+
+    /// The answer to a head that never became a call. Counted, and sampled into the record.
+    pub fn answer_raw(&self, refusal: &Refusal) -> Vec<u8> {
+        let id = ExchangeId::new(now_us());
+        settle::record_unparsed(&self.gateway, &id, refusal);
+        raw_answer(refusal, id.text())
+    }
+}

@@ -1,0 +1,476 @@
+//! Settling: however an exchange ends, it ends in exactly one terminal record.
+//!
+//! [`Exchange`] gathers the facts while a request is carried, and settles when told the outcome or, failing that, when
+//! dropped: an early return, a cancelled task and a panic all pass through here.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use http::HeaderValue;
+use llm_proxy_core::answer::Refusal;
+use llm_proxy_core::dialect::Dialect;
+use llm_proxy_core::usage::{Asked, Ended as AnswerEnded, Meter, Metered, Number, Source, Usage};
+use llm_proxy_plugins::event;
+use llm_proxy_plugins::journal::Kind;
+use uuid::Uuid;
+
+use super::gaps::Gaps;
+use super::metrics;
+use super::state::CutReason;
+use super::tokens::Known;
+use super::{Gateway, Unrecorded, drain::Running};
+use crate::call::{Call, Name};
+
+/// How an exchange ended: `outcome` of the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The provider's answer was relayed whole, whatever its status.
+    Finished,
+    /// We answered.
+    Refused,
+    /// The client left first.
+    ClientGone,
+    /// No answer head came from the provider.
+    UpstreamUnreachable,
+    /// The provider's answer ended in the middle.
+    UpstreamCut,
+    /// One of the five clocks ran out.
+    Timeout,
+    /// Token or project was revoked while it ran.
+    Revoked,
+    /// No memory, or no time left before the process stops.
+    Shed,
+    /// It was dropped without a word: a panic.
+    Unknown,
+}
+
+impl Outcome {
+    /// The name in records and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Refused => "refused",
+            Self::ClientGone => "client_gone",
+            Self::UpstreamUnreachable => "upstream_unreachable",
+            Self::UpstreamCut => "upstream_cut",
+            Self::Timeout => "timeout",
+            Self::Revoked => "revoked",
+            Self::Shed => "shed",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    const fn recorded(self) -> event::Outcome {
+        match self {
+            Self::Finished => event::Outcome::Finished,
+            Self::Refused => event::Outcome::Refused,
+            Self::ClientGone => event::Outcome::ClientGone,
+            Self::UpstreamUnreachable => event::Outcome::UpstreamUnreachable,
+            Self::UpstreamCut => event::Outcome::UpstreamCut,
+            Self::Timeout => event::Outcome::Timeout,
+            Self::Revoked => event::Outcome::Revoked,
+            Self::Shed => event::Outcome::Shed,
+            Self::Unknown => event::Outcome::Unknown,
+        }
+    }
+
+    /// What a refusal is, in the record.
+    pub fn of_refusal(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::UpstreamUnreachable | Refusal::UpstreamInvalid => Self::UpstreamUnreachable,
+            Refusal::UpstreamCut => Self::UpstreamCut,
+            Refusal::UpstreamTimeout(_) => Self::Timeout,
+            Refusal::Overloaded => Self::Shed,
+            _ => Self::Refused,
+        }
+    }
+
+    /// What a cut is, in the record.
+    pub const fn of_cut(reason: CutReason) -> Self {
+        match reason {
+            CutReason::Revoked | CutReason::ProjectInactive => Self::Revoked,
+            CutReason::Shutdown => Self::Shed,
+        }
+    }
+}
+
+/// The id of an exchange: UUIDv7, in both forms it is sent in.
+pub struct ExchangeId {
+    /// The id.
+    pub uuid: Uuid,
+    /// Its text, as a field value.
+    pub field: HeaderValue,
+}
+
+impl ExchangeId {
+    /// Makes the id of an exchange received at this time.
+    pub fn new(received_us: i64) -> Self {
+        let random: [u8; 10] = rand::random();
+        let millis = u64::try_from(received_us / 1000).unwrap_or(0);
+        let uuid = uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
+        let mut text = [0u8; uuid::fmt::Hyphenated::LENGTH];
+        let field = HeaderValue::from_bytes(uuid.hyphenated().encode_lower(&mut text).as_bytes())
+            .unwrap_or_else(|_| HeaderValue::from_static(""));
+        Self { uuid, field }
+    }
+
+    /// The id as text.
+    pub fn text(&self) -> &str {
+        self.field.to_str().unwrap_or("")
+    }
+}
+
+/// Microseconds since the epoch.
+pub fn now_us() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// The facts of one exchange, and the duty to record them.
+pub struct Exchange<'a> {
+    gateway: &'a Gateway,
+    call: &'a Call,
+    /// Its id.
+    pub id: ExchangeId,
+    received: Instant,
+    received_us: i64,
+    /// The dialect that our own answers speak.
+    pub dialect: Dialect,
+    /// Which API, once routed.
+    pub api: Option<usize>,
+    /// The endpoint's template, once routed.
+    pub endpoint: &'static str,
+    /// The token's holder, once authenticated.
+    pub known: Option<Arc<Known>>,
+    /// The model asked for, where it is known.
+    pub model_requested: Option<String>,
+    /// The status the client saw.
+    pub status: Option<u16>,
+    /// Body bytes forwarded to the provider.
+    pub request_bytes: u64,
+    /// Body bytes relayed to the client.
+    pub response_bytes: u64,
+    /// Which try at the provider this is.
+    pub attempt: u32,
+    /// The provider's id of this request.
+    pub provider_request_id: Option<String>,
+    /// Reads the answer as it passes.
+    pub meter: Option<Meter>,
+    /// The pauses of the answer's stream.
+    pub gaps: Gaps,
+    /// Time spent waiting for the client's body before the first byte went out.
+    pub waited_for_client: Duration,
+    forwarded: Option<Duration>,
+    first_byte: Option<Duration>,
+    first_chunk: Option<Duration>,
+    last_byte: Option<Duration>,
+    /// The code of the refusal it ended with, for counting where there is no record.
+    refused_with: &'static str,
+    /// Where in the journal it begins.
+    begun: Option<u64>,
+    settled: bool,
+    _running: Running,
+}
+
+impl<'a> Exchange<'a> {
+    /// Begins an exchange whose head has just been received.
+    pub fn begin(gateway: &'a Gateway, call: &'a Call) -> Self {
+        let received_us = now_us();
+        Self {
+            gateway,
+            call,
+            id: ExchangeId::new(received_us),
+            received: Instant::now(),
+            received_us,
+            dialect: Dialect::OpenAi,
+            api: None,
+            endpoint: "other",
+            known: None,
+            model_requested: None,
+            status: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            attempt: 0,
+            provider_request_id: None,
+            meter: None,
+            gaps: Gaps::default(),
+            waited_for_client: Duration::ZERO,
+            forwarded: None,
+            first_byte: None,
+            first_chunk: None,
+            last_byte: None,
+            refused_with: "none",
+            begun: None,
+            settled: false,
+            _running: gateway.drain.enter(),
+        }
+    }
+
+    /// When the head was received, by the monotonic clock.
+    pub fn received(&self) -> Instant {
+        self.received
+    }
+
+    /// When it was received, in microseconds since the epoch.
+    pub fn received_us(&self) -> i64 {
+        self.received_us
+    }
+
+    /// Writes `begin`: in the file before the first byte goes to the provider.
+    ///
+    /// # Errors
+    /// When the journal cannot take it: what cannot be recorded is not sent.
+    pub fn record_begin(&mut self) -> Result<(), Refusal> {
+        self.attempt = self.attempt.saturating_add(1);
+        self.forwarded.get_or_insert_with(|| self.received.elapsed());
+        if self.attempt > 1 {
+            return Ok(());
+        }
+        let (project_id, token_id) = self.holder();
+        let begin = event::Begin {
+            id: self.id.text().to_owned(),
+            project_id: project_id.unwrap_or_default(),
+            token_id: token_id.unwrap_or_default(),
+            api: self.api_name().unwrap_or_default().to_owned(),
+            dialect: self.dialect.name().to_owned(),
+            endpoint: self.endpoint.to_owned(),
+            method: self.call.method().to_owned(),
+            model_requested: self.model_requested.clone(),
+            received_us: self.received_us,
+            attempt: self.attempt,
+        };
+        let seq = self
+            .gateway
+            .append(Kind::Begin, self.id.uuid, self.received_us, &begin)
+            .map_err(|Unrecorded| Refusal::Overloaded)?;
+        self.gateway.begun.lock().insert(seq);
+        self.begun = Some(seq);
+        Ok(())
+    }
+
+    /// The first byte of the provider's answer is here.
+    pub fn note_first_byte(&mut self) {
+        self.first_byte.get_or_insert_with(|| self.received.elapsed());
+    }
+
+    /// A piece of the answer's body is here.
+    pub fn note_piece(&mut self, bytes: usize) {
+        let now = self.received.elapsed();
+        match self.last_byte {
+            Some(last) => self.gaps.count(now.saturating_sub(last)),
+            None => self.first_chunk = Some(now),
+        }
+        self.last_byte = Some(now);
+        self.response_bytes = self.response_bytes.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
+    }
+
+    /// This was no exchange after all (a health check, a preflight): nothing is recorded.
+    pub fn forget(&mut self) {
+        self.settled = true;
+    }
+
+    /// Whether the process is on its way to its end.
+    pub fn is_stopping(&self) -> bool {
+        self.gateway.drain.is_stopping()
+    }
+
+    /// Ends a refused exchange.
+    pub fn refused(&mut self, refusal: &Refusal) {
+        self.status = Some(refusal.status());
+        self.refused_with = refusal.code();
+        let reason = match refusal {
+            Refusal::UpstreamTimeout(clock) => clock,
+            other => other.code(),
+        };
+        self.settle(Outcome::of_refusal(refusal), Some(reason.into()));
+    }
+
+    /// Ends the exchange: usage, cost, record and metrics. The first call counts, later ones do nothing.
+    pub fn settle(&mut self, outcome: Outcome, reason: Option<Cow<'static, str>>) {
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        let ended = if outcome == Outcome::Finished { AnswerEnded::Whole } else { AnswerEnded::Cut };
+        let asked = Asked {
+            endpoint: self.endpoint,
+            model: self.model_requested.as_deref(),
+            request_bytes: self.request_bytes,
+        };
+        let stream = self.meter.as_ref().map(Meter::is_event_stream);
+        let metered = self.meter.take().map(|meter| meter.finish(ended, &asked));
+        let cost = metered.as_ref().and_then(|metered| {
+            self.gateway.prices.cost(self.dialect, metered.model.as_deref(), self.model_requested.as_deref(), &metered.usage)
+        });
+        self.measure(outcome, metered.as_ref(), cost.as_deref());
+        if self.known.is_none() {
+            // Not authenticated: counted and sampled, so that junk cannot fill the disk.
+            self.gateway.metrics.refused(self.refused_with);
+            let Some(count) = self.gateway.sampler.admit(self.received) else { return };
+            let record = self.record(outcome, reason, None, None, stream, count);
+            let _ = self.gateway.append(Kind::End, self.id.uuid, self.received_us, &record);
+            return;
+        }
+        let record = self.record(outcome, reason, metered, cost, stream, 1);
+        let _ = self.gateway.append(Kind::End, self.id.uuid, self.received_us, &record);
+        if let Some(seq) = self.begun.take() {
+            self.gateway.begun.lock().remove(&seq);
+        }
+    }
+
+    fn holder(&self) -> (Option<String>, Option<String>) {
+        match &self.known {
+            Some(known) => (Some(known.holder.project_id.clone()), Some(known.holder.token_id.clone())),
+            None => (None, None),
+        }
+    }
+
+    fn api_name(&self) -> Option<&'a str> {
+        self.api.and_then(|index| self.gateway.routes.apis().get(index)).map(|api| &*api.name)
+    }
+
+    fn measure(&self, outcome: Outcome, metered: Option<&Metered>, cost: Option<&str>) {
+        let api = self.api_name().unwrap_or("none");
+        let index = self.api.and_then(|index| u16::try_from(index).ok()).unwrap_or(u16::MAX);
+        let duration = self.received.elapsed();
+        self.gateway.metrics.ended(&metrics::Ended {
+            api: (index, api),
+            endpoint: self.endpoint,
+            status: self.status.unwrap_or(0),
+            outcome,
+            overhead: self.forwarded.map(|forwarded| forwarded.saturating_sub(self.waited_for_client)),
+            first_chunk: self.first_chunk,
+            duration,
+            gaps: &self.gaps,
+        });
+        if let Some(metered) = metered {
+            self.gateway.metrics.used((index, api), metered, cost);
+        }
+    }
+
+    fn record(
+        &mut self,
+        outcome: Outcome,
+        reason: Option<Cow<'static, str>>,
+        metered: Option<Metered>,
+        cost: Option<String>,
+        stream: Option<bool>,
+        count: u64,
+    ) -> event::Exchange {
+        let micros = |time: Option<Duration>| time.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        let (project_id, token_id) = self.holder();
+        let chunks = metered.as_ref().map(|metered| metered.chunks);
+        let (usage, model, finish_reasons) = match metered {
+            Some(metered) => (Some(metered.usage), metered.model, metered.finish_reasons),
+            None => (None, None, Vec::new()),
+        };
+        let client_request_id = self.call.value_of(Name::ClientRequestId).and_then(|id| std::str::from_utf8(id).ok());
+        event::Exchange {
+            id: self.id.text().to_owned(),
+            r#type: event::EventType::Exchange.into(),
+            schema: 1,
+            project_id,
+            token_id,
+            api: self.api_name().map(str::to_owned),
+            dialect: Some(self.dialect.name().to_owned()),
+            endpoint: Some(self.endpoint.to_owned()),
+            method: Some(self.call.method().to_owned()),
+            model_requested: self.model_requested.take(),
+            model,
+            stream,
+            status: self.status.map(u32::from),
+            outcome: outcome.recorded().into(),
+            reason: reason.map(Cow::into_owned),
+            usage: usage.map(usage_record),
+            cost: Some(event::Cost { usd: cost, prices: Some(self.gateway.prices.version().to_owned()) }),
+            times: Some(event::Times {
+                received_us: Some(self.received_us),
+                forwarded_us: micros(self.forwarded),
+                first_byte_us: micros(self.first_byte),
+                first_chunk_us: micros(self.first_chunk),
+                last_byte_us: micros(self.last_byte),
+            }),
+            chunks,
+            request_bytes: Some(self.request_bytes),
+            response_bytes: Some(self.response_bytes),
+            finish_reasons,
+            client_request_id: client_request_id.map(|id| super::clean::text(id, 256)),
+            provider_request_id: self.provider_request_id.take(),
+            attempt: (self.attempt > 0).then_some(self.attempt),
+            count,
+            tags: Default::default(),
+        }
+    }
+}
+
+/// Records a head that never became a call: counted, and sampled.
+pub fn record_unparsed(gateway: &Gateway, id: &ExchangeId, refusal: &Refusal) {
+    gateway.metrics.refused(refusal.code());
+    let Some(count) = gateway.sampler.admit(Instant::now()) else { return };
+    let received_us = now_us();
+    let record = event::Exchange {
+        id: id.text().to_owned(),
+        r#type: event::EventType::Exchange.into(),
+        schema: 1,
+        status: Some(u32::from(refusal.status())),
+        outcome: event::Outcome::Refused.into(),
+        reason: Some(refusal.code().to_owned()),
+        times: Some(event::Times { received_us: Some(received_us), ..Default::default() }),
+        count,
+        ..Default::default()
+    };
+    let _ = gateway.append(Kind::End, id.uuid, received_us, &record);
+}
+
+fn source(source: Source) -> event::Source {
+    match source {
+        Source::Reported => event::Source::Reported,
+        Source::Estimated => event::Source::Estimated,
+        Source::Unknown => event::Source::Unknown,
+    }
+}
+
+fn usage_record(usage: Usage) -> event::Usage {
+    let overall = usage.source();
+    let numbers: [(&str, Option<Number>); 7] = [
+        ("input_tokens", usage.input_tokens),
+        ("output_tokens", usage.output_tokens),
+        ("cache_read_input_tokens", usage.cache_read_input_tokens),
+        ("cache_creation_input_tokens", usage.cache_creation_input_tokens),
+        ("reasoning_output_tokens", usage.reasoning_output_tokens),
+        ("audio_input_tokens", usage.audio_input_tokens),
+        ("audio_output_tokens", usage.audio_output_tokens),
+    ];
+    let differs = numbers.iter().any(|(_, number)| number.is_some_and(|number| number.source != overall));
+    let sources = numbers
+        .iter()
+        .filter(|_| differs)
+        .filter_map(|(name, number)| number.map(|number| ((*name).to_owned(), source(number.source).into())))
+        .collect();
+    let tokens = |number: Option<Number>| number.map(|number| number.tokens);
+    event::Usage {
+        source: source(overall).into(),
+        sources,
+        input_tokens: tokens(usage.input_tokens),
+        output_tokens: tokens(usage.output_tokens),
+        cache_read_input_tokens: tokens(usage.cache_read_input_tokens),
+        cache_creation_input_tokens: tokens(usage.cache_creation_input_tokens),
+        reasoning_output_tokens: tokens(usage.reasoning_output_tokens),
+        audio_input_tokens: tokens(usage.audio_input_tokens),
+        audio_output_tokens: tokens(usage.audio_output_tokens),
+        provider_json: usage.provider.map(|provider| provider.get().as_bytes().to_vec()),
+    }
+}
+
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        if !self.settled {
+            let (outcome, reason) = if std::thread::panicking() {
+                (Outcome::Unknown, "panic")
+            } else {
+                // The task was dropped while it waited: the connection is gone.
+                (Outcome::ClientGone, "dropped")
+            };
+            self.settle(outcome, Some(reason.into()));
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The running limits of one token: its rate, its lease of requests, and the way to cut what it runs.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::tokens::{Tokens, Unavailable};
+
+/// Why running exchanges are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CutReason {
+    /// The token was revoked.
+    Revoked,
+    /// Its project was switched off.
+    ProjectInactive,
+    /// The drain time is over.
+    Shutdown,
+}
+
+/// One token's running limits. Made once, kept while the process runs.
+pub struct TokenState {
+    token_id: Box<str>,
+    project_id: Box<str>,
+    root: CancellationToken,
+    cut: ArcSwap<Cut>,
+    rate: ArcSwap<Option<Rate>>,
+    lease: Mutex<Lease>,
+    refill: tokio::sync::Mutex<()>,
+}
+
+struct Cut {
+    token: CancellationToken,
+    reason: Mutex<CutReason>,
+}
+
+struct Rate {
+    per_minute: u32,
+    limiter: DefaultDirectRateLimiter,
+}
+
+#[derive(Default)]
+struct Lease {
+    available: u32,
+    /// The store said that nothing is left; asked again only after a change.
+    used_up: bool,
+}
+
+/// The rate does not let this request through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooFast {
+    /// Requests a minute.
+    pub limit: u32,
+    /// Until the next one passes, in milliseconds.
+    pub retry_after_ms: u64,
+}
+
+/// Why there is no permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoPermit {
+    /// `max_requests` is used up.
+    UsedUp,
+    /// The store did not answer.
+    Unavailable,
+}
+
+impl TokenState {
+    /// `root` falls when everything must end.
+    pub fn new(token_id: &str, project_id: &str, root: CancellationToken) -> Self {
+        let cut = Cut { token: root.child_token(), reason: Mutex::new(CutReason::Shutdown) };
+        Self {
+            token_id: token_id.into(),
+            project_id: project_id.into(),
+            root,
+            cut: ArcSwap::from_pointee(cut),
+            rate: ArcSwap::from_pointee(None),
+            lease: Mutex::default(),
+            refill: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The token's public id.
+    pub fn token_id(&self) -> &str {
+        &self.token_id
+    }
+
+    /// Its project's id.
+    pub fn project_id(&self) -> &str {
+        &self.project_id
+    }
+
+    /// What an exchange watches while it runs.
+    pub fn watch(&self) -> Watch {
+        Watch(self.cut.load_full())
+    }
+
+    /// Cuts everything that runs with this token.
+    pub fn cut(&self, reason: CutReason) {
+        let cut = self.cut.load();
+        *cut.reason.lock() = reason;
+        cut.token.cancel();
+    }
+
+    /// Lets exchanges run again after a cut.
+    pub fn revive(&self) {
+        if self.cut.load().token.is_cancelled() && !self.root.is_cancelled() {
+            let fresh = Cut { token: self.root.child_token(), reason: Mutex::new(CutReason::Shutdown) };
+            self.cut.store(Arc::new(fresh));
+        }
+    }
+
+    /// Sets the rate. Another rate starts with as many requests spent as the old one had, so that editing refills nothing.
+    pub fn set_rate(&self, per_minute: Option<u32>) {
+        let per_minute = per_minute.and_then(NonZeroU32::new);
+        let old = self.rate.load();
+        if old.as_ref().as_ref().map(|rate| rate.per_minute) == per_minute.map(NonZeroU32::get) {
+            return;
+        }
+        let new = per_minute.map(|per_minute| {
+            let rate = Rate {
+                per_minute: per_minute.get(),
+                limiter: RateLimiter::direct(Quota::per_minute(per_minute).allow_burst(per_minute)),
+            };
+            if let Some(old) = old.as_ref() {
+                spend(&rate.limiter, old.per_minute.saturating_sub(left(&old.limiter)));
+            }
+            rate
+        });
+        self.rate.store(Arc::new(new));
+    }
+
+    /// Counts a request against the rate.
+    ///
+    /// # Errors
+    /// [`TooFast`] when the rate is used up for now.
+    pub fn check_rate(&self) -> Result<(), TooFast> {
+        let rate = self.rate.load();
+        let Some(rate) = rate.as_ref() else { return Ok(()) };
+        rate.limiter.check().map_err(|not_until| {
+            let wait = not_until.wait_time_from(DefaultClock::default().now());
+            TooFast { limit: rate.per_minute, retry_after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1) }
+        })
+    }
+
+    /// Takes one request of the quota, leasing more from the store where needed.
+    ///
+    /// # Errors
+    /// [`NoPermit`] when nothing is left, or the store does not answer.
+    pub async fn permit(self: &Arc<Self>, tokens: &Tokens) -> Result<Permit, NoPermit> {
+        if let Some(answer) = self.take() {
+            return answer;
+        }
+        let _turn = self.refill.lock().await;
+        loop {
+            if let Some(answer) = self.take() {
+                return answer;
+            }
+            match tokens.lease(&self.token_id).await {
+                Ok(0) => {
+                    let mut lease = self.lease.lock();
+                    if lease.available == 0 {
+                        lease.used_up = true;
+                    }
+                }
+                Ok(granted) => {
+                    let mut lease = self.lease.lock();
+                    lease.available = lease.available.saturating_add(granted);
+                }
+                Err(Unavailable) => return Err(NoPermit::Unavailable),
+            }
+        }
+    }
+
+    fn take(self: &Arc<Self>) -> Option<Result<Permit, NoPermit>> {
+        let mut lease = self.lease.lock();
+        if lease.available > 0 {
+            lease.available = lease.available.saturating_sub(1);
+            return Some(Ok(Permit(Some(Arc::clone(self)))));
+        }
+        lease.used_up.then_some(Err(NoPermit::UsedUp))
+    }
+
+    /// Takes the unused lease away, and forgets that nothing was left.
+    pub fn surrender(&self) -> u32 {
+        let mut lease = self.lease.lock();
+        lease.used_up = false;
+        std::mem::take(&mut lease.available)
+    }
+}
+
+impl std::fmt::Debug for TokenState {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("TokenState").field("token_id", &self.token_id).finish_non_exhaustive()
+    }
+}
+
+/// How many more requests the limiter would let through. Spends them: for a limiter that is being replaced.
+fn left(limiter: &DefaultDirectRateLimiter) -> u32 {
+    (0..u32::BITS).rev().filter_map(|bit| NonZeroU32::new(1u32.wrapping_shl(bit))).fold(0, |sum: u32, step| {
+        if matches!(limiter.check_n(step), Ok(Ok(()))) { sum.saturating_add(step.get()) } else { sum }
+    })
+}
+
+/// Spends `count` requests, or as many as there are.
+fn spend(limiter: &DefaultDirectRateLimiter, count: u32) {
+    let mut rest = count;
+    for bit in (0..u32::BITS).rev() {
+        let step = 1u32.wrapping_shl(bit);
+        if step <= rest
+            && let Some(step) = NonZeroU32::new(step)
+            && matches!(limiter.check_n(step), Ok(Ok(())))
+        {
+            rest = rest.saturating_sub(step.get());
+        }
+    }
+}
+
+/// One request of a quota. Dropped unused, it goes back to the lease.
+#[derive(Debug)]
+pub struct Permit(Option<Arc<TokenState>>);
+
+impl Permit {
+    /// The request's first byte goes to a provider now: it counts.
+    pub fn spend(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(state) = self.0.take() {
+            let mut lease = state.lease.lock();
+            lease.available = lease.available.saturating_add(1);
+            lease.used_up = false;
+        }
+    }
+}
+
+/// Tells an exchange that it must end.
+#[derive(Clone)]
+pub struct Watch(Arc<Cut>);
+
+impl Watch {
+    /// Waits for the cut. Cancel safe.
+    pub async fn cut(&self) -> CutReason {
+        self.0.token.cancelled().await;
+        self.reason()
+    }
+
+    /// Whether it has come.
+    pub fn is_cut(&self) -> bool {
+        self.0.token.is_cancelled()
+    }
+
+    /// Why.
+    pub fn reason(&self) -> CutReason {
+        *self.0.reason.lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> Arc<TokenState> {
+        Arc::new(TokenState::new("t", "p", CancellationToken::new()))
+    }
+
+    #[test]
+    fn a_rate_allows_the_whole_minutes_number_at_once_and_no_more() {
+        let state = state();
+        state.set_rate(Some(5));
+        assert_eq!((0..8).filter(|_| state.check_rate().is_ok()).count(), 5);
+        let TooFast { limit, retry_after_ms } = state.check_rate().unwrap_err();
+        assert!(limit == 5 && (1..=12_000).contains(&retry_after_ms), "{retry_after_ms}");
+        state.set_rate(None);
+        assert!(state.check_rate().is_ok());
+    }
+
+    #[test]
+    fn editing_a_rate_refills_nothing() {
+        let state = state();
+        state.set_rate(Some(10));
+        (0..6).for_each(|_| state.check_rate().unwrap());
+        state.set_rate(Some(10));
+        state.set_rate(Some(8));
+        assert_eq!((0..8).filter(|_| state.check_rate().is_ok()).count(), 2, "6 of 8 were spent before");
+    }
+
+    #[tokio::test]
+    async fn a_cut_reaches_those_who_watch_and_not_those_after_a_revival() {
+        let state = state();
+        let watch = state.watch();
+        state.cut(CutReason::Revoked);
+        assert_eq!(watch.cut().await, CutReason::Revoked);
+        assert!(state.watch().is_cut());
+        state.revive();
+        assert!(!state.watch().is_cut());
+        assert!(watch.is_cut(), "what was cut stays cut");
+    }
+
+    #[test]
+    fn an_unused_permit_goes_back() {
+        let state = state();
+        state.lease.lock().available = 2;
+        let one = state.take().unwrap().unwrap();
+        state.take().unwrap().unwrap().spend();
+        assert!(state.take().is_none());
+        drop(one);
+        assert_eq!(state.surrender(), 1);
+    }
+}

@@ -1,0 +1,280 @@
+//! Tokens in memory: who holds one, what it may do, and how long we may believe it.
+//!
+//! Two maps. [`Tokens::known`] is a cache of store rows and may forget. [`Tokens::states`] is the truth of running
+//! limits (rate, lease, what to cut) and outlives the cache, so that evicting or editing a token never refills one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use http::HeaderValue;
+use llm_proxy_core::policy::Glob;
+use llm_proxy_core::secret::Secret;
+use llm_proxy_core::token::TokenDigest;
+use llm_proxy_store::{Change, ChangeKind, Holder, Store};
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+
+use super::state::{CutReason, TokenState};
+
+/// The most tokens kept in memory.
+const MOST_KNOWN: u64 = 100_000;
+/// The most unknown digests remembered, so that guessing costs no store read each; forgotten after ten seconds.
+const MOST_UNKNOWN: u64 = 10_000;
+/// The longest wait for the store.
+const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a read is repeated that changes keep overtaking.
+const MOST_READS: u32 = 10;
+
+/// A token as the exchange needs it. Immutable: a change makes a new one.
+#[derive(Debug)]
+pub struct Known {
+    /// The store's row: ids, activity, expiry, limits.
+    pub holder: Holder,
+    /// The token's model list. `None`: all models.
+    pub allowed_models: Option<Vec<Glob>>,
+    /// The project's provider keys, by API name.
+    pub keys: HashMap<Box<str>, ProviderKey>,
+    /// Its running limits.
+    pub state: Arc<TokenState>,
+}
+
+/// A provider's key in the forms it is sent in. `Debug` shows nothing of it.
+pub struct ProviderKey {
+    /// The key itself, for a header of its own.
+    pub plain: HeaderValue,
+    /// `Bearer …`.
+    pub bearer: HeaderValue,
+    /// For a query value.
+    pub text: Secret,
+}
+
+impl ProviderKey {
+    fn new(key: &Secret) -> Option<Self> {
+        let header = |text: &str| {
+            let mut value = HeaderValue::from_str(text).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        };
+        let bearer = zeroize_format(key);
+        Some(Self { plain: header(key.expose())?, bearer: header(bearer.expose())?, text: key.clone() })
+    }
+}
+
+fn zeroize_format(key: &Secret) -> Secret {
+    Secret::new(format!("Bearer {}", key.expose()))
+}
+
+impl std::fmt::Debug for ProviderKey {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("[secret]")
+    }
+}
+
+/// The store did not answer in time, and the token is not known here: 503, never 401.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unavailable;
+
+/// All tokens of the process.
+pub struct Tokens {
+    store: Store,
+    /// Where store reads run: the data plane's own runtime never waits for a database driver.
+    control: Handle,
+    cut: tokio_util::sync::CancellationToken,
+    known: moka::sync::Cache<TokenDigest, Arc<Known>>,
+    unknown: moka::sync::Cache<TokenDigest, ()>,
+    states: DashMap<Box<str>, Arc<TokenState>>,
+    flights: DashMap<TokenDigest, Arc<Mutex<()>>>,
+    /// Raised before anything is dropped from the caches; a read that saw another value is not kept.
+    generation: AtomicU64,
+}
+
+impl Tokens {
+    /// `cut` falls when everything must end.
+    pub fn new(store: Store, control: Handle, cut: tokio_util::sync::CancellationToken) -> Self {
+        Self {
+            store,
+            control,
+            cut,
+            known: moka::sync::Cache::new(MOST_KNOWN),
+            unknown: moka::sync::Cache::builder().max_capacity(MOST_UNKNOWN).time_to_live(Duration::from_secs(10)).build(),
+            states: DashMap::new(),
+            flights: DashMap::new(),
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// Finds a token, in memory or in the store. `Ok(None)`: no such token.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when the store is needed and does not answer within two seconds.
+    pub async fn find(&self, digest: &TokenDigest) -> Result<Option<Arc<Known>>, Unavailable> {
+        if let Some(known) = self.known.get(digest) {
+            return Ok(Some(known));
+        }
+        if self.unknown.contains_key(digest) {
+            return Ok(None);
+        }
+        // One read at a time for a token: a crowd with a new token costs one query.
+        let flight = Arc::clone(&self.flights.entry(*digest).or_default());
+        let found = {
+            let _turn = flight.lock().await;
+            match (self.known.get(digest), self.unknown.contains_key(digest)) {
+                (Some(known), _) => Ok(Some(known)),
+                (None, true) => Ok(None),
+                (None, false) => self.read(digest).await,
+            }
+        };
+        self.flights.remove_if(digest, |_, flight| Arc::strong_count(flight) <= 2);
+        found
+    }
+
+    async fn read(&self, digest: &TokenDigest) -> Result<Option<Arc<Known>>, Unavailable> {
+        for _ in 0..MOST_READS {
+            let before = self.generation.load(Ordering::SeqCst);
+            let store = self.store.clone();
+            let wanted = *digest;
+            let reading = self.control.spawn(async move { store.holder(&wanted).await });
+            let holder = match tokio::time::timeout(STORE_PATIENCE, reading).await {
+                Ok(Ok(Ok(holder))) => holder,
+                Ok(Ok(Err(error))) => {
+                    tracing::warn!(%error, "the store could not look up a token");
+                    return Err(Unavailable);
+                }
+                _ => {
+                    tracing::warn!("the store took longer than {STORE_PATIENCE:?} to look up a token");
+                    return Err(Unavailable);
+                }
+            };
+            let found = holder.map(|holder| Arc::new(self.known_of(holder)));
+            match &found {
+                Some(known) => self.known.insert(*digest, Arc::clone(known)),
+                None => self.unknown.insert(*digest, ()),
+            }
+            if self.generation.load(Ordering::SeqCst) == before {
+                return Ok(found);
+            }
+            // Something changed while we read: what we read may be from before it.
+            self.known.invalidate(digest);
+            self.unknown.invalidate(digest);
+        }
+        Err(Unavailable)
+    }
+
+    fn known_of(&self, holder: Holder) -> Known {
+        let state = Arc::clone(
+            &self.states.entry(holder.token_id.as_str().into()).or_insert_with(|| {
+                Arc::new(TokenState::new(&holder.token_id, &holder.project_id, self.cut.clone()))
+            }),
+        );
+        state.set_rate(holder.requests_per_minute);
+        if holder.token_active && holder.project_active {
+            state.revive();
+        }
+        let keys = holder
+            .provider_keys
+            .iter()
+            .filter_map(|(api, key)| Some((api.as_str().into(), ProviderKey::new(key)?)))
+            .collect();
+        let allowed_models =
+            holder.allowed_models.as_ref().map(|models| models.iter().map(|model| Glob::new(model)).collect());
+        Known { holder, allowed_models, keys, state }
+    }
+
+    /// Takes note of a change: forgets what may be stale, and cuts what is no longer allowed.
+    pub async fn apply(&self, change: &Change) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        match &change.kind {
+            ChangeKind::Token { id, digest } => {
+                self.known.invalidate(digest);
+                self.unknown.invalidate(digest);
+                if let Some(state) = self.state(id) {
+                    self.settle_state(&state, Some(digest)).await;
+                }
+            }
+            ChangeKind::Project { id } => {
+                self.known.invalidate_all();
+                let states: Vec<_> = self
+                    .states
+                    .iter()
+                    .filter(|entry| entry.value().project_id() == id)
+                    .map(|entry| Arc::clone(entry.value()))
+                    .collect();
+                for state in states {
+                    self.settle_state(&state, None).await;
+                }
+            }
+        }
+    }
+
+    /// Forgets everything and re-reads every token that runs something: after changes were missed.
+    pub async fn apply_all(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.known.invalidate_all();
+        self.unknown.invalidate_all();
+        let states: Vec<_> = self.states.iter().map(|entry| Arc::clone(entry.value())).collect();
+        for state in states {
+            self.settle_state(&state, None).await;
+        }
+    }
+
+    /// Reads what a token may do now, cuts it where it may nothing, and gives its lease back so that an edited limit
+    /// counts from the next request on.
+    async fn settle_state(&self, state: &Arc<TokenState>, _digest: Option<&TokenDigest>) {
+        match self.store.token(state.token_id()).await {
+            Ok(Some(token)) if !token.is_active => state.cut(CutReason::Revoked),
+            Ok(Some(token)) => match self.store.project(&token.project_id).await {
+                Ok(Some(project)) if !project.is_active => state.cut(CutReason::ProjectInactive),
+                Ok(Some(_)) => state.set_rate(token.requests_per_minute),
+                Ok(None) => state.cut(CutReason::ProjectInactive),
+                Err(error) => tracing::warn!(%error, "the store could not tell what changed"),
+            },
+            Ok(None) => state.cut(CutReason::Revoked),
+            Err(error) => tracing::warn!(%error, "the store could not tell what changed"),
+        }
+        self.give_back(state).await;
+    }
+
+    /// Gives a token's unused lease back to the store.
+    async fn give_back(&self, state: &TokenState) {
+        let unused = state.surrender();
+        if unused > 0
+            && let Err(error) = self.store.return_lease(state.token_id(), unused).await
+        {
+            tracing::warn!(%error, unused, "an unused lease could not be given back: the token falls short by it");
+        }
+    }
+
+    /// Gives back every unused lease. For the end of the process.
+    pub async fn give_back_all(&self) {
+        let states: Vec<_> = self.states.iter().map(|entry| Arc::clone(entry.value())).collect();
+        for state in states {
+            self.give_back(&state).await;
+        }
+    }
+
+    fn state(&self, token_id: &str) -> Option<Arc<TokenState>> {
+        self.states.get(token_id).map(|entry| Arc::clone(entry.value()))
+    }
+
+    /// Leases requests for a token from the store.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when the store does not answer within two seconds: a quota fails closed.
+    pub async fn lease(&self, token_id: &str) -> Result<u32, Unavailable> {
+        let store = self.store.clone();
+        let id = token_id.to_owned();
+        // Spawned, so that a client that leaves does not cancel a lease half-way: what was granted arrives or is in the store's books.
+        let leasing = self.control.spawn(async move { store.take_lease(&id).await });
+        match tokio::time::timeout(STORE_PATIENCE, leasing).await {
+            Ok(Ok(Ok(lease))) => Ok(lease.granted),
+            Ok(Ok(Err(error))) => {
+                tracing::warn!(%error, "the store could not lease requests");
+                Err(Unavailable)
+            }
+            _ => Err(Unavailable),
+        }
+    }
+}

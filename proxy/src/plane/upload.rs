@@ -1,0 +1,238 @@
+//! The request body on its way to the provider: held where a policy reads it, else passed on piece by piece.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use llm_proxy_core::answer::Refusal;
+use llm_proxy_core::body::ModelScan;
+use pingora_core::ErrorType;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::http::client::HttpSession;
+use tokio::time::timeout;
+
+use super::held::{HeldBytes, Hold};
+use crate::call::{Call, Framing};
+use crate::edge::is_framing_fault;
+
+/// The most that is taken from the client while there is no connection to the provider yet, in bytes.
+const MOST_QUEUED: usize = 64 * 1024;
+/// The most bytes taken of what a client pipelines behind its request.
+const MOST_PIPELINED: u32 = 4096;
+
+/// One request body.
+pub struct Upload {
+    /// How it goes to the provider.
+    pub framing: Framing,
+    /// Everything of it has been written to the provider.
+    pub sent_all: bool,
+    /// Something of it has been written to the provider.
+    pub sent_any: bool,
+    /// Finds the model as the body passes.
+    pub scan: ModelScan,
+    queue: VecDeque<Bytes>,
+    queued: usize,
+    client_done: bool,
+    /// The provider has answered already: what still comes is thrown away.
+    discard: bool,
+    limit: u64,
+    taken: u64,
+    pipelined: u32,
+    _hold: Option<Hold>,
+}
+
+/// What the client's side brought.
+#[derive(Debug)]
+pub enum FromClient {
+    /// The next piece, or the end of the body, is in the queue.
+    Queued,
+    /// A byte of a next request: nothing to do.
+    Nothing,
+}
+
+/// Why the client's side ends the exchange.
+#[derive(Debug)]
+pub enum ClientFault {
+    /// It closed the connection.
+    Gone,
+    /// It broke the framing, or sent more than the limit.
+    Refused(Refusal),
+}
+
+/// Why nothing more can be written to the provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteFault {
+    /// The connection failed.
+    Failed,
+    /// The idle clock ran out.
+    TooSlow,
+}
+
+impl Upload {
+    /// A body that streams through, at most `limit` bytes of it.
+    pub fn streamed(call: &Call, limit: u64) -> Self {
+        Self::new(call.framing, limit, VecDeque::new(), call.framing == Framing::None, None)
+    }
+
+    /// A body that was read whole.
+    pub fn held(body: Bytes, hold: Hold) -> Self {
+        let length = u64::try_from(body.len()).unwrap_or(u64::MAX);
+        let queue = if body.is_empty() { VecDeque::new() } else { VecDeque::from([body]) };
+        let mut upload = Self::new(Framing::Length(length), length, queue, true, Some(hold));
+        upload.sent_all = length == 0;
+        upload
+    }
+
+    fn new(framing: Framing, limit: u64, queue: VecDeque<Bytes>, client_done: bool, hold: Option<Hold>) -> Self {
+        let nothing = matches!(framing, Framing::None | Framing::Length(0));
+        Self {
+            framing,
+            sent_all: nothing,
+            sent_any: false,
+            scan: ModelScan::default(),
+            queued: queue.iter().map(Bytes::len).sum(),
+            queue,
+            client_done: client_done || nothing,
+            discard: false,
+            limit,
+            taken: 0,
+            pipelined: 0,
+            _hold: hold,
+        }
+    }
+
+    /// Whether there is room for more of the client's body while nothing can be written.
+    pub fn has_room(&self) -> bool {
+        self.queued < MOST_QUEUED
+    }
+
+    /// Whether something waits to be written.
+    pub fn has_queued(&self) -> bool {
+        !self.queue.is_empty() || (self.client_done && !self.sent_all)
+    }
+
+    /// The provider has answered without waiting for the body: take the rest and throw it away.
+    pub fn discard_rest(&mut self) {
+        self.discard = true;
+        self.queue.clear();
+        self.queued = 0;
+    }
+
+    /// Waits for the next piece, or for the client to leave. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ClientFault`].
+    pub async fn next(&mut self, client: &mut ServerSession) -> Result<FromClient, ClientFault> {
+        match client.read_body_or_idle(self.client_done).await {
+            Ok(Some(piece)) => {
+                self.client_done = client.is_body_done();
+                self.taken = self.taken.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+                if self.taken > self.limit {
+                    return Err(ClientFault::Refused(Refusal::TooLarge(self.limit)));
+                }
+                if !piece.is_empty() && !self.discard {
+                    self.scan.feed(&piece);
+                    self.queued = self.queued.saturating_add(piece.len());
+                    self.queue.push_back(piece);
+                }
+                Ok(FromClient::Queued)
+            }
+            Ok(None) => {
+                self.client_done = true;
+                Ok(FromClient::Queued)
+            }
+            // A byte of a pipelined request: swallow it, or a close behind it stays unseen.
+            Err(error) if *error.etype() == ErrorType::ConnectError => {
+                client.set_keepalive(None);
+                self.pipelined = self.pipelined.saturating_add(1);
+                if self.pipelined > MOST_PIPELINED { Err(ClientFault::Gone) } else { Ok(FromClient::Nothing) }
+            }
+            Err(error) if is_framing_fault(&error) => {
+                Err(ClientFault::Refused(Refusal::InvalidRequest("the chunked body breaks RFC 9112 §7.1".into())))
+            }
+            Err(_) => Err(ClientFault::Gone),
+        }
+    }
+
+    /// Writes what is queued. Not cancel safe: race it only to give the connection up.
+    ///
+    /// # Errors
+    /// [`WriteFault`].
+    pub async fn write_queued(&mut self, provider: &mut HttpSession, idle: Duration, sent: &mut u64) -> Result<(), WriteFault> {
+        while let Some(piece) = self.queue.pop_front() {
+            self.queued = self.queued.saturating_sub(piece.len());
+            self.sent_any = true;
+            let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+            timeout(idle, provider.write_request_body(piece, false))
+                .await
+                .map_err(|_| WriteFault::TooSlow)?
+                .map_err(|_| WriteFault::Failed)?;
+            *sent = sent.saturating_add(length);
+        }
+        if self.client_done && !self.sent_all {
+            timeout(idle, provider.finish_request_body())
+                .await
+                .map_err(|_| WriteFault::TooSlow)?
+                .map_err(|_| WriteFault::Failed)?;
+            self.sent_all = true;
+        }
+        Ok(())
+    }
+}
+
+/// Reads a whole body that a policy must judge, at most `limit` bytes and within the process's budget.
+///
+/// # Errors
+/// [`ClientFault`]: too large (413), no memory (503), broken framing (400), or the client left.
+pub async fn read_whole(
+    client: &mut ServerSession,
+    call: &Call,
+    limit: u64,
+    budget: &HeldBytes,
+    idle: Duration,
+) -> Result<(Bytes, Hold), ClientFault> {
+    let refuse = |refusal| Err(ClientFault::Refused(refusal));
+    let mut hold = budget.hold();
+    let expected = match call.framing {
+        Framing::Length(length) if length > limit => return refuse(Refusal::TooLarge(limit)),
+        Framing::Length(length) => length,
+        _ => 0,
+    };
+    if !hold.grow(expected) {
+        return refuse(Refusal::Overloaded);
+    }
+    let mut reserved = expected;
+    let mut upload = Upload::streamed(call, limit);
+    let mut whole = BytesMut::new();
+    let mut single: Option<Bytes> = None;
+    let mut length = 0u64;
+    while !upload.client_done {
+        match timeout(idle, upload.next(client)).await {
+            Ok(outcome) => outcome?,
+            Err(_) => return refuse(Refusal::InvalidRequest("the body stopped coming".into())),
+        };
+        while let Some(piece) = upload.queue.pop_front() {
+            upload.queued = 0;
+            length = length.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+            if length > reserved {
+                let more = length.saturating_sub(reserved).max(64 * 1024).min(limit.saturating_sub(reserved).max(1));
+                if !hold.grow(more) {
+                    return refuse(Refusal::Overloaded);
+                }
+                reserved = reserved.saturating_add(more);
+            }
+            // The ordinary small body comes in one piece, and needs no copy.
+            match (single.take(), whole.is_empty()) {
+                (None, true) => single = Some(piece),
+                (first, _) => {
+                    if let Some(first) = first {
+                        whole.reserve(usize::try_from(expected).unwrap_or(0).max(first.len()));
+                        whole.extend_from_slice(&first);
+                    }
+                    whole.extend_from_slice(&piece);
+                }
+            }
+        }
+    }
+    Ok((single.unwrap_or_else(|| whole.freeze()), hold))
+}

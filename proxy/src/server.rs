@@ -1,0 +1,296 @@
+//! `llm-proxy server`: puts the planes together, starts them, and ends them in the right order.
+//!
+//! Two worlds of threads: Pingora's runtime carries exchanges, and the control runtime has everything that may wait
+//! (store, admin plane, change feed). Journal consumers have threads of their own.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use llm_proxy_admin::{AdminOptions, Health};
+use llm_proxy_core::policy::{EndpointPattern, Glob};
+use llm_proxy_core::prices::PriceTable;
+use llm_proxy_core::routing::{Api, Routes};
+use llm_proxy_plugins::file_sink::{Books, FileSink};
+use llm_proxy_plugins::journal::{Journal, Options as JournalOptions};
+use llm_proxy_store::{RootKey, Store};
+use pingora_core::connectors::http::Connector;
+use pingora_core::connectors::ConnectorOptions;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::{RunArgs, Server};
+use pingora_core::services::listening::Service;
+use tokio::runtime::Runtime;
+use tokio::sync::Notify;
+
+use crate::data_dir::DataDir;
+use crate::edge::Edge;
+use crate::followers::{RequestCounter, follow_changes};
+use crate::plane::drain::Drain;
+use crate::plane::held::HeldBytes;
+use crate::plane::metrics::{self, Metrics};
+use crate::plane::sampler::Sampler;
+use crate::plane::tokens::Tokens;
+use crate::plane::upstream::Upstream;
+use crate::plane::{Gateway, Plane};
+use crate::settings::{ApiSettings, Settings};
+use crate::{logging, shutdown};
+
+/// Idle connections to providers kept, for each thread.
+const POOLED: usize = 1024;
+/// Beyond the drain time, how long the end of the process may take at most.
+const LAST_STEPS: Duration = Duration::from_secs(10);
+
+/// What `demo` does once everything listens.
+pub type OnReady = Box<dyn FnOnce(Store, SocketAddr, SocketAddr) -> BoxFuture<'static, Result<()>> + Send>;
+
+/// Runs all planes until a signal ends the process.
+///
+/// # Errors
+/// Whatever keeps it from starting, in one line that says what to do.
+pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -> Result<()> {
+    logging::install(settings.log_level, settings.log_format);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    // rustls wants one provider for the process; the tree has only ring.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+
+    let (listen_addr, admin_listener) = listen(&settings)?;
+    let admin_addr = admin_listener.local_addr()?;
+    let data_dir = DataDir::open(&settings.data_dir, "server")?;
+    let root_key = match &settings.root_key {
+        Some(given) => RootKey::from_base64(given.expose()).context("ROOT_KEY")?,
+        None => RootKey::load_or_generate(&data_dir.join("root_key")).context("ROOT_KEY")?,
+    };
+    let (management_token, token_file) = data_dir.management_token(settings.management_token.clone())?;
+
+    let control = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("the control runtime cannot be started")?;
+    let database_url = settings
+        .database_url
+        .clone()
+        .unwrap_or_else(|| format!("sqlite:{}", data_dir.join("llm-proxy.db").display()));
+    let store = control.block_on(Store::open(&database_url, &root_key)).context("DATABASE_URL")?;
+    let (journal, recovered) = Journal::open(&data_dir.join("journal"), JournalOptions::default()).context("DATA_DIR")?;
+    if recovered.torn_bytes > 0 || recovered.bad_records > 0 || recovered.unknown_exchanges > 0 {
+        tracing::warn!(
+            torn_bytes = recovered.torn_bytes,
+            bad_records = recovered.bad_records,
+            unknown_exchanges = recovered.unknown_exchanges,
+            "the last process did not end by itself: its journal was recovered"
+        );
+    }
+    let prometheus = metrics::install()?;
+    let counter = RequestCounter::start(&journal, store.clone(), control.handle().clone())?;
+    let sink = FileSink::start(&data_dir.join("events.jsonl"), &data_dir.join("events.cursor"), &journal).context("DATA_DIR")?;
+
+    let drain = Drain::default();
+    let gateway = Arc::new(Gateway {
+        routes: Routes::new(settings.apis.iter().map(api).collect()),
+        upstreams: settings.apis.iter().enumerate().map(|(index, api)| Upstream::new(api, index)).collect::<Result<_>>()?,
+        connector: Connector::new(Some(ConnectorOptions::new(POOLED))),
+        tokens: Tokens::new(store.clone(), control.handle().clone(), drain.cut_token()),
+        pepper: store.pepper(),
+        journal: journal.clone(),
+        prices: PriceTable::shipped(),
+        metrics: Metrics::default(),
+        held: HeldBytes::new(settings.max_held_bytes_total),
+        begun: Default::default(),
+        sampler: Sampler::default(),
+        drain,
+    });
+
+    control.spawn(follow_changes(Arc::clone(&gateway), store.subscribe()));
+    let sink_books = sink.books();
+    let render_metrics: Arc<dyn Fn() -> String + Send + Sync> = {
+        let (gateway, prometheus, sink) = (Arc::clone(&gateway), prometheus.clone(), sink_books.clone());
+        Arc::new(move || {
+            metrics::observe(gateway.drain.running(), gateway.held.held());
+            metrics::observe_journal(&gateway.journal.stats(), sink.stats().pending);
+            prometheus.render()
+        })
+    };
+    let stopped = Arc::new(Notify::new());
+    let admin = {
+        let asker = counter.asker();
+        let ready = Arc::clone(&gateway);
+        let options = AdminOptions {
+            management_token,
+            known_apis: settings.apis.iter().map(|api| api.name.clone()).collect(),
+            default_api: settings.default_api.clone(),
+            render_metrics,
+            health: Arc::new(move || {
+                let health =
+                    if ready.drain.is_stopping() { Health::NotReady("the process is stopping".into()) } else { Health::Ready };
+                futures::future::ready(health).boxed()
+            }),
+            catch_up: Arc::new(move || {
+                let asker = asker.clone();
+                async move { asker.catch_up().await }.boxed()
+            }),
+        };
+        let router = llm_proxy_admin::router(store.clone(), options);
+        let stopped = Arc::clone(&stopped);
+        control.spawn(async move {
+            match tokio::net::TcpListener::from_std(admin_listener) {
+                Ok(listener) => llm_proxy_admin::serve(listener, router, async move { stopped.notified().await }).await,
+                Err(error) => Err(error),
+            }
+        })
+    };
+
+    control.spawn(keep_house(Arc::clone(&gateway), prometheus, sink_books, counter.cursor()));
+    if let Some(path) = &token_file {
+        tracing::info!("the management token is in {}", path.display());
+    }
+    tracing::info!("listening: data plane http://{listen_addr}, admin plane http://{admin_addr}");
+    if let Some(on_ready) = on_ready {
+        let store = store.clone();
+        let ready = on_ready(store, listen_addr, admin_addr);
+        control.spawn(async move {
+            accepts(listen_addr).await;
+            if let Err(error) = ready.await {
+                tracing::error!("{error:#}");
+            }
+        });
+    }
+
+    let stopping = Arc::new(Notify::new());
+    let edge = Edge::new(Arc::new(Plane { gateway: Arc::clone(&gateway) }), settings.head_timeout);
+    let ending = Ending { gateway, counter, sink, journal, store, admin, stopped, patience: settings.drain_timeout, _data_dir: data_dir };
+    std::thread::Builder::new().name("ending".into()).spawn({
+        let stopping = Arc::clone(&stopping);
+        move || ending.run(&control, &stopping)
+    })?;
+    serve(edge, listen_addr, settings.drain_timeout, shutdown::Signals { stopping });
+    Ok(())
+}
+
+/// Binds both listeners, so that a taken port is told before anything is made.
+fn listen(settings: &Settings) -> Result<(SocketAddr, TcpListener)> {
+    let bind = |name: &str, address: SocketAddr| {
+        TcpListener::bind(address).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                anyhow::anyhow!("{name}: {address} is taken by another process; stop it, or choose another address")
+            }
+            _ => anyhow::anyhow!("{name}: {address} cannot be listened on: {error}"),
+        })
+    };
+    let data = bind("LISTEN_ADDR", settings.listen_addr)?;
+    let admin = bind("ADMIN_LISTEN_ADDR", settings.admin_listen_addr)?;
+    admin.set_nonblocking(true)?;
+    // Pingora binds for itself, as it must to hand its listeners to a successor.
+    Ok((data.local_addr()?, admin))
+}
+
+/// Runs Pingora until the process ends.
+fn serve(edge: Edge, listen_addr: SocketAddr, drain_timeout: Duration, signals: shutdown::Signals) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let conf = ServerConf {
+        threads,
+        // Pingora sleeps all of it; the ending exits the process sooner.
+        grace_period_seconds: Some(drain_timeout.saturating_add(LAST_STEPS).as_secs().saturating_add(1)),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upstream_keepalive_pool_size: POOLED,
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    let mut service = Service::new("data plane".to_owned(), edge);
+    service.add_tcp(&listen_addr.to_string());
+    server.add_service(service);
+    server.run(RunArgs { shutdown_signal: Box::new(signals) });
+}
+
+/// Everything that must be ended, in order.
+struct Ending {
+    gateway: Arc<Gateway>,
+    counter: RequestCounter,
+    sink: FileSink,
+    journal: Journal,
+    store: Store,
+    admin: tokio::task::JoinHandle<std::io::Result<()>>,
+    stopped: Arc<Notify>,
+    patience: Duration,
+    _data_dir: DataDir,
+}
+
+impl Ending {
+    /// Waits for the order to stop, then: drain, count, deliver, sync, close, exit.
+    fn run(self, control: &Runtime, stopping: &Notify) {
+        control.block_on(stopping.notified());
+        control.block_on(shutdown::drain(&self.gateway, self.patience));
+        control.block_on(self.gateway.tokens.give_back_all());
+        self.stopped.notify_one();
+        self.counter.stop();
+        let left = self.sink.drain(LAST_STEPS).remaining;
+        if left > 0 {
+            tracing::warn!(left, "events are in the journal and not yet in events.jsonl; the next start delivers them");
+        }
+        if let Err(error) = self.journal.sync() {
+            tracing::error!(%error, "the journal could not be synced");
+        }
+        self.journal.close();
+        self.admin.abort();
+        control.block_on(self.store.close());
+        tracing::info!("stopped");
+        std::process::exit(0);
+    }
+}
+
+/// What is done now and then: histograms are folded, delivered journal segments deleted.
+async fn keep_house(
+    gateway: Arc<Gateway>,
+    prometheus: metrics_exporter_prometheus::PrometheusHandle,
+    sink: Books,
+    counted: Arc<AtomicU64>,
+) {
+    let mut tick = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        tick.tick().await;
+        prometheus.run_upkeep();
+        // A segment goes when every consumer has passed it and no running exchange has its beginning in it.
+        let running = gateway.begun.lock().first().map_or(u64::MAX, |first| first.saturating_sub(1));
+        let passed = sink.cursor().min(counted.load(Ordering::Acquire)).min(running);
+        if let Err(error) = gateway.journal.release(passed) {
+            tracing::warn!(%error, "delivered journal segments could not be deleted");
+        }
+    }
+}
+
+/// Waits until the data plane accepts connections.
+async fn accepts(address: SocketAddr) {
+    while tokio::net::TcpStream::connect(address).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn api(settings: &ApiSettings) -> Api {
+    let boxed = |texts: &[String]| texts.iter().map(|text| text.as_str().into()).collect::<Vec<Box<str>>>();
+    Api {
+        name: settings.name.as_str().into(),
+        dialect: settings.dialect,
+        base_path: settings.base_url.path.as_str().into(),
+        allowed_endpoints: settings
+            .allowed_endpoints
+            .as_ref()
+            .map(|patterns| patterns.iter().map(|pattern| EndpointPattern::new(pattern)).collect()),
+        allowed_methods: settings.allowed_methods.as_deref().map(boxed),
+        param_whitelist: settings
+            .param_whitelist
+            .iter()
+            .flatten()
+            .map(|(field, globs)| (field.as_str().into(), globs.iter().map(|glob| Glob::new(glob)).collect()))
+            .collect(),
+        allowed_origins: settings.allowed_origins.as_deref().map(boxed),
+        required_headers: settings.required_headers.as_deref().map(boxed).unwrap_or_default(),
+    }
+}

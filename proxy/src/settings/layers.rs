@@ -1,0 +1,115 @@
+//! Flag > environment > `.env` > YAML file > default, and the word of every layer is judged.
+//!
+//! A bad value stops the start even where a higher layer hides it: the day that layer goes, a process that always
+//! started would not.
+
+use std::ffi::OsString;
+
+use llm_proxy_core::secret::Secret;
+
+use super::error::{Place, SettingsError};
+use super::values::{Found, Rule};
+use super::yaml::Fields;
+use super::{NAMES, SECRETS, dotenv, near_miss};
+
+/// A setting's value, and where it was found.
+pub(super) struct Chosen<T> {
+    pub(super) value: T,
+    pub(super) place: Place,
+}
+
+/// What flags, environment and `.env` say. The text of any of them may be a secret, so all are kept as such.
+#[derive(Default)]
+pub(super) struct Layers {
+    /// Lowest layer first.
+    given: Vec<Given>,
+}
+
+struct Given {
+    name: &'static str,
+    text: Secret,
+    place: Place,
+}
+
+impl Layers {
+    /// Adds the `.env` file. An unknown name is another program's, unless it looks like ours.
+    pub(super) fn add_dotenv(&mut self, text: &str, warnings: &mut Vec<String>) -> Result<(), SettingsError> {
+        let mut first_lines: Vec<(&'static str, usize)> = Vec::new();
+        for entry in dotenv::parse(text)? {
+            let place = Place::dotenv(entry.line).of(&entry.key);
+            let Some(name) = known(&entry.key) else {
+                warn_of(&entry.key, Some(entry.line), warnings);
+                continue;
+            };
+            if let Some((_, line)) = first_lines.iter().find(|(seen, _)| *seen == name) {
+                return Err(place.error(format!("found it a second time, expected it once: line {line} has it too")));
+            }
+            first_lines.push((name, entry.line));
+            self.add_variable(name, &entry.value, place);
+        }
+        Ok(())
+    }
+
+    /// Adds the process environment.
+    pub(super) fn add_environment(
+        &mut self,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), SettingsError> {
+        for (variable, value) in environment {
+            let Ok(variable) = variable.into_string() else { continue };
+            let Some(name) = known(&variable) else {
+                warn_of(&variable, None, warnings);
+                continue;
+            };
+            let place = Place::variable(name);
+            let value = value.into_string().map_err(|_| place.error("found text that is not UTF-8, expected UTF-8"))?;
+            self.add_variable(name, &value, place);
+        }
+        Ok(())
+    }
+
+    /// An empty variable counts as unset, as compose files and CI systems pass it on. An empty secret does not: it was
+    /// meant to be set, and a generated one in its place would lock its owner out.
+    fn add_variable(&mut self, name: &'static str, text: &str, place: Place) {
+        if !text.is_empty() || SECRETS.contains(&name) {
+            self.given.push(Given { name, text: Secret::new(text), place });
+        }
+    }
+
+    /// Adds the flags, by the names of their settings.
+    pub(super) fn add_flags(&mut self, flags: Vec<(&'static str, Secret)>) {
+        let given = flags.into_iter().map(|(name, text)| Given { name, text, place: Place::flag(name) });
+        self.given.extend(given);
+    }
+
+    /// Judges every word on this setting and takes the highest layer's. `file` is the layer below all others.
+    pub(super) fn choose<T>(
+        &self,
+        name: &str,
+        rule: &Rule<T>,
+        file: Option<&Fields<'_>>,
+    ) -> Result<Option<Chosen<T>>, SettingsError> {
+        let key = name.to_ascii_lowercase();
+        let mut chosen = match file.and_then(|fields| fields.get(&key)) {
+            Some(node) => Some(Chosen { value: node.read(&key, rule)?, place: node.place.of(&key) }),
+            None => None,
+        };
+        for given in self.given.iter().filter(|given| given.name == name) {
+            let value = rule.judge(Found::Text(given.text.expose())).map_err(|problem| given.place.error(problem))?;
+            chosen = Some(Chosen { value, place: given.place.clone() });
+        }
+        Ok(chosen)
+    }
+}
+
+fn known(variable: &str) -> Option<&'static str> {
+    NAMES.into_iter().find(|name| *name == variable)
+}
+
+fn warn_of(variable: &str, dotenv_line: Option<usize>, warnings: &mut Vec<String>) {
+    if let Some(meant) = near_miss::meant(variable) {
+        let place = dotenv_line.map_or(String::new(), |line| format!(".env:{line}: "));
+        warnings.push(format!("{place}{variable} is not a setting: did you mean {meant}?"));
+    }
+}

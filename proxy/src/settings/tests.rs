@@ -1,0 +1,331 @@
+//! Precedence, and the one line that every kind of mistake gives.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const TOKEN: &str = "0f8e2b1c9d7a6354";
+const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="; // 0, 1, 2, … 31
+
+/// What a process could be told: flags and variables by name, files by name.
+#[derive(Clone, Default)]
+struct Told {
+    flags: Vec<(&'static str, String)>,
+    variables: Vec<(String, String)>,
+    files: BTreeMap<PathBuf, String>,
+}
+
+impl Told {
+    fn flag(mut self, name: &'static str, value: &str) -> Self {
+        self.flags.push((name, value.to_owned()));
+        self
+    }
+
+    fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn file(mut self, name: &str, text: impl Into<String>) -> Self {
+        self.files.insert(Path::new("/srv").join(name), text.into());
+        self
+    }
+
+    fn load(&self) -> Result<Loaded, String> {
+        let flags = self.flags.iter().map(|(name, value)| (*name, Secret::new(value.as_str()))).collect();
+        let variables = self.variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        let read = |path: &Path| self.files.get(path).cloned().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+        load_with(flags, variables, Path::new("/srv"), read).map_err(|error| error.to_string())
+    }
+
+    fn settings(&self) -> Settings {
+        self.load().unwrap().settings
+    }
+
+    fn error(&self) -> String {
+        match self.load() {
+            Ok(_) => panic!("these settings were taken"),
+            Err(error) => {
+                assert!(!error.contains('\n'), "{error}");
+                error
+            }
+        }
+    }
+}
+
+fn told() -> Told {
+    Told::default()
+}
+
+/// Each setting with four values, and how it reads back.
+type Row = (&'static str, [&'static str; 4], fn(&Settings) -> String);
+
+const ROWS: [Row; 11] = [
+    ("LISTEN_ADDR", ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:4"], |s| s.listen_addr.to_string()),
+    ("ADMIN_LISTEN_ADDR", ["127.0.0.1:1", "127.0.0.1:2", "[::1]:3", "127.0.0.1:4"], |s| {
+        s.admin_listen_addr.to_string()
+    }),
+    ("DATA_DIR", ["/a", "/b", "/c", "/d"], |s| s.data_dir.display().to_string()),
+    ("DATABASE_URL", ["sqlite:a", "sqlite:b", "sqlite:c", "sqlite:d"], |s| s.database_url.clone().unwrap_or_default()),
+    ("MANAGEMENT_TOKEN", ["0f8e2b1c9d7a6351", "0f8e2b1c9d7a6352", "0f8e2b1c9d7a6353", "0f8e2b1c9d7a6354"], |s| {
+        s.management_token.as_ref().map_or(String::new(), |token| token.expose().to_owned())
+    }),
+    ("LOG_LEVEL", ["error", "warn", "debug", "trace"], |s| s.log_level.name().to_owned()),
+    ("LOG_FORMAT", ["text", "json", "text", "json"], |s| s.log_format.map_or("", LogFormat::name).to_owned()),
+    ("HEAD_TIMEOUT", ["1s", "2s", "3s", "4s"], |s| format!("{:?}", s.head_timeout)),
+    ("DRAIN_TIMEOUT", ["1s", "2s", "0ns", "4s"], |s| format!("{:?}", s.drain_timeout)),
+    ("MAX_HELD_BYTES_TOTAL", ["1", "2", "3", "4"], |s| s.max_held_bytes_total.to_string()),
+    ("DEFAULT_API", ["openai", "anthropic", "gemini", "openai"], |s| s.default_api.clone()),
+];
+
+#[test]
+fn flag_wins_over_environment_over_dotenv_over_file() {
+    for (name, values, read) in ROWS {
+        // "0ns" is how a zero drain time reads back; it is written "0s".
+        let [flag, variable, dotenv, file] = values.map(|value| if value == "0ns" { "0s" } else { value });
+        let key = name.to_ascii_lowercase();
+        let all = [
+            told().file("llm-proxy.yaml", format!("{key}: '{file}'\n")),
+            told().file("llm-proxy.yaml", format!("{key}: '{file}'\n")).file(".env", format!("{name}={dotenv}\n")),
+            told()
+                .file("llm-proxy.yaml", format!("{key}: '{file}'\n"))
+                .file(".env", format!("{name}={dotenv}\n"))
+                .variable(name, variable),
+            told()
+                .file("llm-proxy.yaml", format!("{key}: '{file}'\n"))
+                .file(".env", format!("{name}={dotenv}\n"))
+                .variable(name, variable)
+                .flag(name, flag),
+        ];
+        for (told, expected) in all.iter().zip(values.iter().rev()) {
+            assert_eq!(read(&told.settings()), *expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_root_key_is_taken_from_every_layer() {
+    for told in [
+        told().flag("ROOT_KEY", KEY),
+        told().variable("ROOT_KEY", KEY),
+        told().file(".env", format!("ROOT_KEY={KEY}\n")),
+        told().file("llm-proxy.yaml", format!("root_key: {KEY}\n")),
+    ] {
+        assert_eq!(told.settings().root_key, Some(Secret::new(KEY)));
+    }
+}
+
+#[test]
+fn config_names_the_file_and_then_it_must_be_there() {
+    let files = told()
+        .file("a.yaml", "log_level: warn\n")
+        .file("b.yaml", "log_level: debug\n")
+        .file("llm-proxy.yaml", "log_level: trace\n");
+    assert_eq!(files.settings().log_level, LogLevel::Trace);
+    assert_eq!(files.clone().variable("CONFIG", "a.yaml").settings().log_level, LogLevel::Warn);
+    assert_eq!(files.clone().file(".env", "CONFIG=b.yaml").settings().log_level, LogLevel::Debug);
+    assert_eq!(
+        files.clone().variable("CONFIG", "a.yaml").flag("CONFIG", "b.yaml").settings().log_level,
+        LogLevel::Debug
+    );
+    assert_eq!(files.clone().flag("CONFIG", "/srv/a.yaml").settings().log_level, LogLevel::Warn);
+    assert_eq!(files.flag("CONFIG", "c.yaml").error(), "--config: found \"c.yaml\", expected a file that exists");
+}
+
+#[test]
+fn nothing_at_all_is_the_documented_defaults() {
+    for told in [told(), told().file("llm-proxy.yaml", "# nothing yet\n").file(".env", "")] {
+        let Loaded { settings, warnings } = told.load().unwrap();
+        assert!(warnings.is_empty());
+        assert_eq!(settings.listen_addr.to_string(), "127.0.0.1:8080");
+        assert_eq!(settings.admin_listen_addr.to_string(), "127.0.0.1:8081");
+        assert_eq!(settings.data_dir, Path::new("/srv/data"));
+        assert_eq!(settings.data_dir.display().to_string(), "/srv/data");
+        assert_eq!((settings.database_url, settings.management_token, settings.root_key), (None, None, None));
+        assert_eq!((settings.log_level, settings.log_format), (LogLevel::Info, None));
+        assert_eq!((settings.head_timeout, settings.drain_timeout), (Duration::from_secs(10), Duration::from_secs(30)));
+        assert_eq!(settings.max_held_bytes_total, 512 << 20);
+        let apis: Vec<_> = settings.apis.iter().map(|api| (&*api.name, api.base_url.to_string())).collect();
+        let expected = [
+            ("openai", "https://api.openai.com"),
+            ("anthropic", "https://api.anthropic.com"),
+            ("gemini", "https://generativelanguage.googleapis.com"),
+        ];
+        assert_eq!(apis, expected.map(|(name, url)| (name, url.to_owned())));
+        assert_eq!(settings.default_api, "openai");
+    }
+}
+
+#[test]
+fn the_default_api_is_openai_else_the_first() {
+    let groq = told().file("llm-proxy.yaml", "apis: {gemini: {}, anthropic: {}}\n");
+    assert_eq!(groq.settings().default_api, "gemini");
+    let named = told().file("llm-proxy.yaml", "default_api: anthropic\napis: {gemini: {}, anthropic: {}}\n");
+    assert_eq!(named.settings().default_api, "anthropic");
+    let absent = told().file("llm-proxy.yaml", "default_api: openai\napis: {gemini: {}, anthropic: {}}\n");
+    assert_eq!(
+        absent.error(),
+        "llm-proxy.yaml:1:14: default_api: found \"openai\", expected one of the APIs gemini, anthropic"
+    );
+}
+
+#[test]
+fn a_bad_value_is_one_line_with_place_found_and_expected() {
+    for (told, expected) in [
+        (told().flag("LISTEN_ADDR", "x"), "--listen-addr: found \"x\", expected an address as host:port"),
+        (told().flag("LISTEN_ADDR", ""), "--listen-addr: found \"\", expected an address"),
+        (told().variable("LISTEN_ADDR", "x"), "LISTEN_ADDR: found \"x\", expected an address"),
+        (told().file(".env", "\nA=1\nLISTEN_ADDR=x"), ".env:3: LISTEN_ADDR: found \"x\", expected an address"),
+        (told().file(".env", "\nnonsense"), ".env:2: found a line that is no assignment, expected KEY=VALUE"),
+        (
+            told().file(".env", "LOG_LEVEL=info\nLOG_LEVEL=warn"),
+            ".env:2: LOG_LEVEL: found it a second time, expected it once: line 1",
+        ),
+        (
+            told().file("llm-proxy.yaml", "a: 1\n"),
+            "llm-proxy.yaml:1:1: unknown key `a`, expected one of `listen_addr`, ",
+        ),
+        (told().file("llm-proxy.yaml", "config: x\n"), "llm-proxy.yaml:1:1: unknown key `config`"),
+        (
+            told().file("llm-proxy.yaml", "listen_addr: [x]\n"),
+            "llm-proxy.yaml:1:14: listen_addr: found a list, expected an address",
+        ),
+        (
+            told().file("llm-proxy.yaml", "listen_addr:\n"),
+            "llm-proxy.yaml:1:1: listen_addr: found nothing, expected an address",
+        ),
+        (
+            told().file("llm-proxy.yaml", "log_level: info\nlog_level: info\n"),
+            "llm-proxy.yaml:2:1: key `log_level` stands here for the second time",
+        ),
+        (told().file("llm-proxy.yaml", "- a\n"), "llm-proxy.yaml:1:1: found a list, expected a map of settings"),
+        (told().file("llm-proxy.yaml", "apis:\n"), "llm-proxy.yaml:1:1: apis: found nothing, expected a map"),
+        (told().flag("HEAD_TIMEOUT", "10"), "--head-timeout: found \"10\", expected a duration with its unit"),
+        (told().flag("HEAD_TIMEOUT", "0s"), "--head-timeout: found \"0s\", expected a duration"),
+        (
+            told().variable("MAX_HELD_BYTES_TOTAL", "512M"),
+            "MAX_HELD_BYTES_TOTAL: found \"512M\", expected a number of bytes",
+        ),
+        (
+            told().variable("LOG_LEVEL", "INFO"),
+            "LOG_LEVEL: found \"INFO\", expected one of error, warn, info, debug, trace",
+        ),
+        (told().variable("LOG_FORMAT", "logfmt"), "LOG_FORMAT: found \"logfmt\", expected one of text, json"),
+        (told().variable("DATABASE_URL", "postgres://h/d"), "DATABASE_URL: found a postgres: URL, expected sqlite:"),
+        (
+            told().variable("REDIS_URL", "redis://h"),
+            "REDIS_URL: found a value, expected none: limits and events shared over Redis",
+        ),
+        (told().variable("MANAGEMENT_TOKEN", ""), "MANAGEMENT_TOKEN: found an empty secret, expected 16 to 256"),
+        (told().variable("ROOT_KEY", ""), "ROOT_KEY: found an empty secret, expected 32 random bytes"),
+        (
+            told().variable("DEFAULT_API", "groq"),
+            "DEFAULT_API: found \"groq\", expected one of the APIs openai, anthropic, gemini",
+        ),
+        (
+            told().variable("ADMIN_LISTEN_ADDR", "127.0.0.1:8080"),
+            "ADMIN_LISTEN_ADDR: found 127.0.0.1:8080 for the data plane and the admin plane, expected two addresses",
+        ),
+    ] {
+        let error = told.error();
+        assert!(error.starts_with(expected), "{error}\nexpected {expected}");
+    }
+}
+
+#[test]
+fn a_bad_value_stops_the_start_also_where_a_higher_layer_hides_it() {
+    let told = told().file("llm-proxy.yaml", "head_timeout: 10\n").flag("HEAD_TIMEOUT", "10s");
+    assert_eq!(told.error().split(", ").next(), Some("llm-proxy.yaml:1:15: head_timeout: found \"10\""));
+}
+
+#[test]
+fn an_empty_variable_is_unset_and_two_free_ports_differ() {
+    let settings = told().variable("LOG_LEVEL", "").file(".env", "LISTEN_ADDR=\n").settings();
+    assert_eq!((settings.log_level, settings.listen_addr), (LogLevel::Info, DEFAULT_LISTEN_ADDR));
+    told().flag("LISTEN_ADDR", "127.0.0.1:0").flag("ADMIN_LISTEN_ADDR", "127.0.0.1:0").settings();
+}
+
+#[test]
+fn a_secret_is_in_no_error_and_in_no_debug_text() {
+    for value in ["hunter2", "hunter2 hunter2 hunter2", "hunter2-hunter2-hünter2"] {
+        for name in ["MANAGEMENT_TOKEN", "ROOT_KEY"] {
+            let key = name.to_ascii_lowercase();
+            for told in [
+                told().flag(name, value),
+                told().variable(name, value),
+                told().file(".env", format!("{name}='{value}'")),
+                told().file("llm-proxy.yaml", format!("{key}: {value}")),
+                told().file("llm-proxy.yaml", format!("{key}: \"{value}")),
+                told().file("llm-proxy.yaml", format!("{key}: [{value}]")),
+            ] {
+                let error = told.error();
+                assert!(!error.contains("hunter2"), "{error}");
+            }
+        }
+    }
+    let settings = told().variable("MANAGEMENT_TOKEN", TOKEN).variable("ROOT_KEY", KEY).settings();
+    let shown = format!("{settings:?}");
+    assert!(!shown.contains(TOKEN) && !shown.contains(KEY));
+}
+
+#[test]
+fn near_misses_are_warned_of_and_strangers_are_not() {
+    let loaded = told()
+        .variable("LISTEN_ADR", "127.0.0.1:1")
+        .variable("PATH", "/bin")
+        .variable("LOG_FILE", "x")
+        .file(".env", "# mine\nMANAGMENT_TOKEN=x\nOPENAI_API_KEY=y\n")
+        .load()
+        .unwrap();
+    assert_eq!(
+        loaded.warnings,
+        [
+            ".env:2: MANAGMENT_TOKEN is not a setting: did you mean MANAGEMENT_TOKEN?",
+            "LISTEN_ADR is not a setting: did you mean LISTEN_ADDR?",
+        ]
+    );
+}
+
+#[test]
+fn a_misspelt_top_level_key_never_starts() {
+    for name in NAMES.iter().skip(1).map(|name| name.to_ascii_lowercase()).chain(["apis".to_owned()]) {
+        for place in 0..name.len() {
+            let typo = format!("{}{}", &name[..place], &name[place + 1..]);
+            let error = told().file("llm-proxy.yaml", format!("{typo}: x\n")).error();
+            assert!(error.starts_with("llm-proxy.yaml:1:1: ") && error.contains("unknown key"), "{typo}: {error}");
+        }
+    }
+}
+
+/// The folder's YAML files by name.
+fn examples(folder: &str) -> Vec<(String, String)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/config").join(folder);
+    let mut found: Vec<_> = std::fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read_to_string(entry.path()).unwrap()))
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn good_files_start() {
+    let files = examples("good");
+    assert!(files.len() >= 3);
+    for (name, text) in files {
+        let loaded = told().file(&name, text).flag("CONFIG", &name).load();
+        assert!(loaded.is_ok(), "{:?}", loaded.err());
+    }
+}
+
+#[test]
+fn bad_files_stop_the_start_with_the_line_they_state() {
+    let files = examples("bad");
+    assert!(files.len() >= 8);
+    for (name, text) in files {
+        let stated = text.lines().next().and_then(|line| line.strip_prefix("# ")).unwrap();
+        let error = told().file(&name, text.as_str()).flag("CONFIG", &name).error();
+        assert!(error.starts_with(&format!("{name}:{stated}")), "{error}\nexpected {name}:{stated}");
+    }
+}
