@@ -6,6 +6,8 @@
 //!
 //! Its one credential is the management token. It is not valid on the data plane, nor a proxy token here.
 
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "a test may be blunt"))]
+
 mod credential;
 mod extract;
 mod fields;

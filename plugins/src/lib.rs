@@ -4,6 +4,8 @@
 //! at its own pace with a cursor of its own, so that nothing that happened is lost because a consumer was down, and no
 //! request waits for one.
 
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "a test may be blunt"))]
+
 pub mod event;
 pub mod file_sink;
 pub mod journal;

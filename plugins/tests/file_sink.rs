@@ -1,5 +1,14 @@
 //! The file sink as the server runs it: a journal, a thread, a file.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a test may be blunt"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -40,7 +49,7 @@ fn draining_writes_everything_and_the_next_run_writes_only_what_is_new() {
     let mut expected = BTreeSet::new();
     for run in 0..3 {
         let (journal, sink) = start(dir.path());
-        assert_eq!(sink.cursor(), journal.position(), "run {run}");
+        assert_eq!(sink.books().cursor(), journal.position(), "run {run}");
         expected.extend(append(&journal, 1_500));
         assert_eq!(sink.drain(PATIENCE), Drained { remaining: 0 });
         let lines = written(dir.path());
@@ -55,11 +64,11 @@ fn events_appear_while_the_sink_runs() {
     let (journal, sink) = start(dir.path());
     let expected = append(&journal, 10);
     let deadline = Instant::now() + PATIENCE;
-    while sink.stats().delivered < 10 && Instant::now() < deadline {
+    while sink.books().stats().delivered < 10 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(written(dir.path()).into_iter().collect::<BTreeSet<_>>(), expected);
-    let stats = sink.stats();
+    let stats = sink.books().stats();
     assert_eq!((stats.delivered, stats.pending, stats.errors, stats.unreadable), (10, 0, 0, 0));
 }
 

@@ -76,9 +76,8 @@ impl Name {
     /// Classifies a field name, any letter case.
     pub fn of(name: &[u8]) -> Self {
         let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
-        let pick = |pairs: &[(&str, Self)]| {
-            pairs.iter().find(|(wanted, _)| is(wanted)).map_or(Self::Other, |(_, kind)| *kind)
-        };
+        let pick =
+            |pairs: &[(&str, Self)]| pairs.iter().find(|(wanted, _)| is(wanted)).map_or(Self::Other, |(_, kind)| *kind);
         // By length first: most fields are no special ones, and find that out in one comparison.
         match name.len() {
             2 => pick(&[("te", Self::Dropped)]),
@@ -89,7 +88,11 @@ impl Name {
             10 => pick(&[("connection", Self::Connection), ("keep-alive", Self::Dropped)]),
             12 => pick(&[("content-type", Self::ContentType), ("x-request-id", Self::ClientRequestId)]),
             13 => pick(&[("authorization", Self::Authorization)]),
-            14 => pick(&[("content-length", Self::ContentLength), ("x-goog-api-key", Self::XGoogApiKey), ("http2-settings", Self::Dropped)]),
+            14 => pick(&[
+                ("content-length", Self::ContentLength),
+                ("x-goog-api-key", Self::XGoogApiKey),
+                ("http2-settings", Self::Dropped),
+            ]),
             16 => pick(&[("content-encoding", Self::ContentEncoding), ("proxy-connection", Self::Dropped)]),
             17 => pick(&[("transfer-encoding", Self::TransferEncoding), ("anthropic-version", Self::AnthropicVersion)]),
             19 => pick(&[("proxy-authorization", Self::Dropped), ("x-client-request-id", Self::ClientRequestId)]),
@@ -104,12 +107,13 @@ impl Name {
 
     /// The `x-forwarded-*` family and the other spellings of a method override.
     fn or_forwarded(self, name: &[u8]) -> Self {
-        let starts = |prefix: &str| {
-            name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
-        };
+        let starts =
+            |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()));
         if self == Self::Other
             && name.first().is_some_and(|first| first.eq_ignore_ascii_case(&b'x'))
-            && (starts("x-forwarded-") || name.eq_ignore_ascii_case(b"x-method-override") || name.eq_ignore_ascii_case(b"x-http-method"))
+            && (starts("x-forwarded-")
+                || name.eq_ignore_ascii_case(b"x-method-override")
+                || name.eq_ignore_ascii_case(b"x-http-method"))
         {
             Self::Dropped
         } else {
@@ -190,7 +194,9 @@ impl Call {
             wants_close: false,
             wants_keep_alive: false,
         };
-        let has_option = |call: &Self, option: &str| call.connection_options().any(|found| found.eq_ignore_ascii_case(option.as_bytes()));
+        let has_option = |call: &Self, option: &str| {
+            call.connection_options().any(|found| found.eq_ignore_ascii_case(option.as_bytes()))
+        };
         call.wants_close = has_option(&call, "close");
         call.wants_keep_alive = has_option(&call, "keep-alive");
         call.expects_continue = version == Version::Http11
@@ -242,7 +248,10 @@ impl Call {
 
     /// The first value under a name we have no kind for.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
-        self.fields.iter().find(|field| self.name(field).eq_ignore_ascii_case(name.as_bytes())).map(|field| self.value(field))
+        self.fields
+            .iter()
+            .find(|field| self.name(field).eq_ignore_ascii_case(name.as_bytes()))
+            .map(|field| self.value(field))
     }
 
     /// What `Connection` names (RFC 9110 §7.6.1): `close`, `keep-alive`, and fields that must not be forwarded.

@@ -28,8 +28,9 @@ impl DataDir {
             .with_context(|| format!("DATA_DIR: {} cannot be made", path.display()))?;
         let mode = std::fs::metadata(path)?.permissions().mode();
         if mode & 0o077 != 0 {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
-                .with_context(|| format!("DATA_DIR: {} is open to others, and its permissions cannot be changed", path.display()))?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).with_context(|| {
+                format!("DATA_DIR: {} is open to others, and its permissions cannot be changed", path.display())
+            })?;
         }
         let lock_path = path.join(format!("{role}.lock"));
         let mut lock = OpenOptions::new()
@@ -45,7 +46,11 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 lock.read_to_string(&mut holder).unwrap_or_default();
-                bail!("DATA_DIR: {} is in use by the {role} with pid {}; stop it, or choose another DATA_DIR", path.display(), holder.trim());
+                bail!(
+                    "DATA_DIR: {} is in use by the {role} with pid {}; stop it, or choose another DATA_DIR",
+                    path.display(),
+                    holder.trim()
+                );
             }
             Err(TryLockError::Error(error)) => {
                 return Err(error).with_context(|| format!("DATA_DIR: {} cannot be locked", lock_path.display()));
@@ -73,13 +78,16 @@ impl DataDir {
         let path = self.join("management_token");
         match std::fs::read_to_string(&path) {
             Ok(text) if text.trim().len() >= 16 => return Ok((Secret::new(text.trim()), Some(path))),
-            Ok(_) => bail!("{} holds no token of at least 16 characters; delete it to have a new one made", path.display()),
+            Ok(_) => {
+                bail!("{} holds no token of at least 16 characters; delete it to have a new one made", path.display())
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("{} cannot be read", path.display())),
         }
         let mut octets = [0u8; 24];
         SystemRandom::new().fill(&mut octets).map_err(|_| anyhow::anyhow!("the system's random generator failed"))?;
-        let token = Secret::new(format!("mt-{}", octets.iter().map(|octet| format!("{octet:02x}")).collect::<String>()));
+        let token =
+            Secret::new(format!("mt-{}", octets.iter().map(|octet| format!("{octet:02x}")).collect::<String>()));
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)

@@ -33,8 +33,10 @@ const REAL: [(Dialect, &str); 3] = [
 pub fn run(mut settings: Settings, warnings: &[String]) -> Result<()> {
     settings.data_dir = settings.data_dir.join("demo");
     // The mock plays four providers, so it outlives everything else: its runtime is never dropped.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("mock").enable_all().build()?;
-    let mock = runtime.block_on(Mock::start(MockOptions::default())).context("the built-in provider cannot be started")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("mock").enable_all().build()?;
+    let mock =
+        runtime.block_on(Mock::start(MockOptions::default())).context("the built-in provider cannot be started")?;
     let mut keys = Vec::new();
     let mut real = Vec::new();
     for api in &mut settings.apis {
@@ -47,7 +49,8 @@ pub fn run(mut settings: Settings, warnings: &[String]) -> Result<()> {
             }
             None => {
                 let address = mock.addr();
-                api.base_url = BaseUrl { tls: false, host: address.ip().to_string(), port: address.port(), path: String::new() };
+                api.base_url =
+                    BaseUrl { tls: false, host: address.ip().to_string(), port: address.port(), path: String::new() };
                 keys.push((api.name.clone(), Secret::new(mock_key(api.dialect))));
             }
         }
@@ -68,9 +71,17 @@ const fn mock_key(dialect: Dialect) -> &'static str {
     }
 }
 
-async fn introduce(store: &Store, data: SocketAddr, admin: SocketAddr, keys: Vec<(String, Secret)>, real: &[String]) -> Result<()> {
+async fn introduce(
+    store: &Store,
+    data: SocketAddr,
+    admin: SocketAddr,
+    keys: Vec<(String, Secret)>,
+    real: &[String],
+) -> Result<()> {
     let project = project(store, keys).await.context("the demo project could not be made")?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
     let (_, token) = store
         .create_token(NewToken {
             project_id: project.id,
@@ -82,7 +93,8 @@ async fn introduce(store: &Store, data: SocketAddr, admin: SocketAddr, keys: Vec
         .await
         .context("the demo token could not be made")?;
     let provider = if real.is_empty() {
-        "a built-in mock provider answers; set OPENAI_API_KEY, ANTHROPIC_API_KEY or GEMINI_API_KEY to use the real one".to_owned()
+        "a built-in mock provider answers; set OPENAI_API_KEY, ANTHROPIC_API_KEY or GEMINI_API_KEY to use the real one"
+            .to_owned()
     } else {
         format!("real provider for {}; the mock answers for the others", real.join(", "))
     };
@@ -102,7 +114,9 @@ async fn project(store: &Store, keys: Vec<(String, Secret)>) -> Result<Project> 
         }
         cursor = page.next_cursor;
         if cursor.is_none() {
-            return Ok(store.create_project(NewProject { name: PROJECT.to_owned(), is_active: true, provider_keys: keys }).await?);
+            return Ok(store
+                .create_project(NewProject { name: PROJECT.to_owned(), is_active: true, provider_keys: keys })
+                .await?);
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! `edge` reads heads, `plane` carries exchanges, `settings` and `cli` say how, `server` puts the planes together.
 
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "a test may be blunt"))]
+
 pub mod call;
 pub mod cli;
 pub mod data_dir;

@@ -18,8 +18,8 @@ use llm_proxy_core::routing::{Api, Routes};
 use llm_proxy_plugins::file_sink::{Books, FileSink};
 use llm_proxy_plugins::journal::{Journal, Options as JournalOptions};
 use llm_proxy_store::{RootKey, Store};
-use pingora_core::connectors::http::Connector;
 use pingora_core::connectors::ConnectorOptions;
+use pingora_core::connectors::http::Connector;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::listening::Service;
@@ -74,12 +74,11 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
         .enable_all()
         .build()
         .context("the control runtime cannot be started")?;
-    let database_url = settings
-        .database_url
-        .clone()
-        .unwrap_or_else(|| format!("sqlite:{}", data_dir.join("llm-proxy.db").display()));
+    let database_url =
+        settings.database_url.clone().unwrap_or_else(|| format!("sqlite:{}", data_dir.join("llm-proxy.db").display()));
     let store = control.block_on(Store::open(&database_url, &root_key)).context("DATABASE_URL")?;
-    let (journal, recovered) = Journal::open(&data_dir.join("journal"), JournalOptions::default()).context("DATA_DIR")?;
+    let (journal, recovered) =
+        Journal::open(&data_dir.join("journal"), JournalOptions::default()).context("DATA_DIR")?;
     if recovered.torn_bytes > 0 || recovered.bad_records > 0 || recovered.unknown_exchanges > 0 {
         tracing::warn!(
             torn_bytes = recovered.torn_bytes,
@@ -90,12 +89,18 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
     }
     let prometheus = metrics::install()?;
     let counter = RequestCounter::start(&journal, store.clone(), control.handle().clone())?;
-    let sink = FileSink::start(&data_dir.join("events.jsonl"), &data_dir.join("events.cursor"), &journal).context("DATA_DIR")?;
+    let sink = FileSink::start(&data_dir.join("events.jsonl"), &data_dir.join("events.cursor"), &journal)
+        .context("DATA_DIR")?;
 
     let drain = Drain::default();
     let gateway = Arc::new(Gateway {
         routes: Routes::new(settings.apis.iter().map(api).collect()),
-        upstreams: settings.apis.iter().enumerate().map(|(index, api)| Upstream::new(api, index)).collect::<Result<_>>()?,
+        upstreams: settings
+            .apis
+            .iter()
+            .enumerate()
+            .map(|(index, api)| Upstream::new(api, index))
+            .collect::<Result<_>>()?,
         connector: Connector::new(Some(ConnectorOptions::new(POOLED))),
         tokens: Tokens::new(store.clone(), control.handle().clone(), drain.cut_token()),
         pepper: store.pepper(),
@@ -128,8 +133,11 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
             default_api: settings.default_api.clone(),
             render_metrics,
             health: Arc::new(move || {
-                let health =
-                    if ready.drain.is_stopping() { Health::NotReady("the process is stopping".into()) } else { Health::Ready };
+                let health = if ready.drain.is_stopping() {
+                    Health::NotReady("the process is stopping".into())
+                } else {
+                    Health::Ready
+                };
                 futures::future::ready(health).boxed()
             }),
             catch_up: Arc::new(move || {
@@ -165,7 +173,17 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
 
     let stopping = Arc::new(Notify::new());
     let edge = Edge::new(Arc::new(Plane { gateway: Arc::clone(&gateway) }), settings.head_timeout);
-    let ending = Ending { gateway, counter, sink, journal, store, admin, stopped, patience: settings.drain_timeout, _data_dir: data_dir };
+    let ending = Ending {
+        gateway,
+        counter,
+        sink,
+        journal,
+        store,
+        admin,
+        stopped,
+        patience: settings.drain_timeout,
+        _data_dir: data_dir,
+    };
     std::thread::Builder::new().name("ending".into()).spawn({
         let stopping = Arc::clone(&stopping);
         move || ending.run(&control, &stopping)

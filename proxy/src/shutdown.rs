@@ -35,7 +35,9 @@ impl ShutdownSignalWatch for Signals {
                 std::thread::spawn(move || second_signal(terminate, interrupt));
             }
             _ => {
-                tracing::error!("signals cannot be watched: stop the process with SIGKILL, nothing acknowledged is lost");
+                tracing::error!(
+                    "signals cannot be watched: stop the process with SIGKILL, nothing acknowledged is lost"
+                );
                 std::future::pending::<()>().await;
             }
         }

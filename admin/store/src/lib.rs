@@ -9,6 +9,8 @@
 //! Provider keys are sealed before they reach SQL and are opened only for [`Store::holder`]. A stolen database without
 //! the root key opens no provider key and confirms no leaked token.
 
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "a test may be blunt"))]
+
 mod changes;
 mod database;
 mod error;

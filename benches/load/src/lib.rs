@@ -5,6 +5,8 @@
 //! Neither side uses an HTTP library: a server must be able to answer what no library would send, and a generator
 //! must cost less than what it measures.
 
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "a test may be blunt"))]
+
 mod body;
 pub mod generate;
 pub mod mock;

@@ -53,7 +53,7 @@ pub(super) fn survey(dir: &Path) -> Result<Survey, JournalError> {
         }
         found.recovered.last_seq = found.recovered.last_seq.max(before_it);
         let file_bytes = fs::metadata(&path).map_err(JournalError::at("read", &path))?.len();
-        let last_possible_seq = first_seq.saturating_add(file_bytes / HEAD_BYTES as u64);
+        let last_possible_seq = first_seq.saturating_add(file_bytes.checked_div(HEAD_BYTES as u64).unwrap_or(0));
 
         let mut stream = SegmentStream::open(dir, first_seq).map_err(JournalError::at("open", &path))?;
         let header = stream.header();

@@ -268,10 +268,12 @@ impl Refusal {
             _ if endpoint.ends_with("/responses") => {
                 let mut body = body;
                 let (code, message) = (self.code(), self.message());
-                body["type"] = "error".into();
-                body["code"] = code.into();
-                body["message"] = message.as_ref().into();
-                body["param"] = Value::Null;
+                if let Some(fields) = body.as_object_mut() {
+                    fields.insert("type".to_owned(), "error".into());
+                    fields.insert("code".to_owned(), code.into());
+                    fields.insert("message".to_owned(), message.as_ref().into());
+                    fields.insert("param".to_owned(), Value::Null);
+                }
                 format!("event: error\ndata: {body}\n\n")
             }
             _ => format!("data: {body}\n\n"),

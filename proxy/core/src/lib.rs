@@ -3,6 +3,8 @@
 //! Nothing here does IO, waits, or looks at a clock; time and randomness are arguments. Every decision of the
 //! data plane can therefore be read, and tested, as a table.
 
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "a test may be blunt"))]
+
 pub mod answer;
 pub mod body;
 pub mod dialect;

@@ -41,9 +41,16 @@ pub struct PriceTable {
 #[derive(Debug, thiserror::Error)]
 pub enum PriceTableError {
     #[error("the price table is not JSON of the form {{\"models\": {{NAME: {{FIELD: PRICE}}}}}}: {0}")]
+    /// The table is not the JSON it should be.
     Json(#[from] serde_json::Error),
     #[error("the price table's model {model}: {field} is not a number from 0 to 10^6 of at most 24 decimals")]
-    Price { model: String, field: String },
+    /// A price is not a decimal number.
+    Price {
+        /// The model it stands at.
+        model: String,
+        /// Which price it is.
+        field: String,
+    },
 }
 
 /// One model's prices: those the table has, of all tiers.

@@ -187,7 +187,11 @@ const AZURE: &[Endpoint] = &[
 /// Gemini's verbs on a model: the verb, its template under `/v1/` and under `/v1beta/`.
 const GEMINI_VERBS: &[(&str, &str, &str)] = &[
     ("generateContent", "/v1/models/{model}:generateContent", "/v1beta/models/{model}:generateContent"),
-    ("streamGenerateContent", "/v1/models/{model}:streamGenerateContent", "/v1beta/models/{model}:streamGenerateContent"),
+    (
+        "streamGenerateContent",
+        "/v1/models/{model}:streamGenerateContent",
+        "/v1beta/models/{model}:streamGenerateContent",
+    ),
     ("embedContent", "/v1/models/{model}:embedContent", "/v1beta/models/{model}:embedContent"),
     ("batchEmbedContents", "/v1/models/{model}:batchEmbedContents", "/v1beta/models/{model}:batchEmbedContents"),
     ("countTokens", "/v1/models/{model}:countTokens", "/v1beta/models/{model}:countTokens"),

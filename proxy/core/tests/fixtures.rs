@@ -1,5 +1,14 @@
 //! Every recorded exchange through the meter: are the numbers the manifest's, whatever the coding and the splits?
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a test may be blunt"
+)]
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;

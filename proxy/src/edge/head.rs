@@ -86,7 +86,8 @@ fn request_line(line: &[u8]) -> Result<(Range<usize>, Range<usize>, Version), Ba
     if octets.is_empty() || !octets.iter().all(|octet| matches!(octet, 0x21..=0x7E)) {
         return Err("the target has octets outside visible ASCII".into());
     }
-    if octets.iter().any(|octet| matches!(octet, b'#' | b'\\' | b'<' | b'>' | b'"' | b'^' | b'`' | b'{' | b'|' | b'}')) {
+    if octets.iter().any(|octet| matches!(octet, b'#' | b'\\' | b'<' | b'>' | b'"' | b'^' | b'`' | b'{' | b'|' | b'}'))
+    {
         return Err("the target has an octet that must be percent-encoded".into());
     }
     Ok((0..first, target, version))
@@ -139,9 +140,9 @@ fn framing(text: &[u8], fields: &[Field], version: Version) -> Result<Framing, B
             if digits.is_empty() || digits.len() > 15 || !digits.iter().all(u8::is_ascii_digit) {
                 return Err("Content-Length is not 1 to 15 digits".into());
             }
-            let length = digits.iter().fold(0u64, |sum, digit| {
-                sum.saturating_mul(10).saturating_add(u64::from(digit.saturating_sub(b'0')))
-            });
+            let length = digits
+                .iter()
+                .fold(0u64, |sum, digit| sum.saturating_mul(10).saturating_add(u64::from(digit.saturating_sub(b'0'))));
             Ok(Framing::Length(length))
         }
         (None, Some(_)) if version == Version::Http10 => Err("Transfer-Encoding came with HTTP/1.0".into()),
@@ -169,7 +170,10 @@ fn origin_form(text: &[u8], target: Range<usize>, host: Option<&[u8]>) -> Result
 /// `tchar` of RFC 9110 §5.6.2.
 pub const fn is_token(octet: u8) -> bool {
     octet.is_ascii_alphanumeric()
-        || matches!(octet, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~')
+        || matches!(
+            octet,
+            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+        )
 }
 
 /// Letters, digits, `-._~`, or an IPv6 literal in brackets; an optional port of at most 65535.
@@ -269,7 +273,10 @@ mod tests {
         ] {
             assert!(judged(head).is_err(), "{}", head.escape_debug());
         }
-        assert_eq!(judged("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n").unwrap().framing, Framing::Chunked);
+        assert_eq!(
+            judged("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n").unwrap().framing,
+            Framing::Chunked
+        );
         assert!(judged("GET / HTTP/1.0\r\n\r\n").is_ok(), "HTTP/1.0 needs no Host");
     }
 }

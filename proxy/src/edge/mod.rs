@@ -105,7 +105,11 @@ impl ServerApp for Edge {
 fn framing_head(call: &Call, beyond: &[u8]) -> BytesMut {
     let mut head = BytesMut::with_capacity(beyond.len().saturating_add(128));
     head.put_slice(call.method().as_bytes());
-    head.put_slice(if call.version == Version::Http10 { b" / HTTP/1.0\r\nhost: x\r\n" } else { b" / HTTP/1.1\r\nhost: x\r\n" });
+    head.put_slice(if call.version == Version::Http10 {
+        b" / HTTP/1.0\r\nhost: x\r\n"
+    } else {
+        b" / HTTP/1.1\r\nhost: x\r\n"
+    });
     match call.framing {
         Framing::None => {}
         Framing::Length(length) => {
@@ -130,7 +134,8 @@ pub(crate) fn raw_answer(refusal: &Refusal, request_id: &str) -> Vec<u8> {
     use llm_proxy_core::dialect::Dialect;
 
     let body = refusal.body(Dialect::OpenAi, request_id);
-    let mut answer = format!("HTTP/1.1 {} {}\r\n", refusal.status(), reply::reason_phrase(refusal.status())).into_bytes();
+    let mut answer =
+        format!("HTTP/1.1 {} {}\r\n", refusal.status(), reply::reason_phrase(refusal.status())).into_bytes();
     for (name, value) in reply::fields(refusal, Dialect::OpenAi, request_id) {
         answer.extend_from_slice(name.as_bytes());
         answer.extend_from_slice(b": ");

@@ -9,6 +9,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::plane::clocks::after;
+
 /// The largest head taken, in bytes.
 pub const LARGEST_HEAD: usize = 32 * 1024;
 /// Room for an ordinary head and a small body, so that both come with one read.
@@ -58,7 +60,7 @@ pub async fn read_head<S: AsyncRead + Unpin>(stream: &mut S, idle: Duration, dea
             Found::More if buffer.len() > LARGEST_HEAD => return Received::TooLarge,
             Found::More => {}
         }
-        let by = *by.get_or_insert_with(|| Instant::now() + deadline);
+        let by = *by.get_or_insert_with(|| after(Instant::now(), deadline));
         match timeout_at(by, stream.read_buf(&mut buffer)).await {
             Err(_) => return Received::TooSlow,
             Ok(Ok(read)) if read > 0 => {}
@@ -149,7 +151,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn lone_line_ends_and_large_heads_are_refused_at_once() {
         for head in [&b"GET / HTTP/1.1\nHost: a\n\n"[..], b"GET / HTTP/1.1\rHost", b"\r\nGET / HTTP/1.1\r\n", b"\n"] {
-            assert!(matches!(received(&[head], Duration::ZERO).await, Received::LoneLineEnd), "{}", head.escape_ascii());
+            assert!(
+                matches!(received(&[head], Duration::ZERO).await, Received::LoneLineEnd),
+                "{}",
+                head.escape_ascii()
+            );
         }
         let large = [b"GET / HTTP/1.1\r\nX: ".to_vec(), vec![b'a'; LARGEST_HEAD]].concat();
         assert!(matches!(received(&[&large], Duration::ZERO).await, Received::TooLarge));

@@ -58,10 +58,10 @@ pub async fn answer_preflight(
     origin: &str,
     request_id: &str,
 ) -> pingora_core::Result<()> {
-    let methods = api.allowed_methods.as_ref().map_or_else(
-        || "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS".to_owned(),
-        |methods| methods.join(", "),
-    );
+    let methods = api
+        .allowed_methods
+        .as_ref()
+        .map_or_else(|| "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS".to_owned(), |methods| methods.join(", "));
     let mut head = ResponseHeader::build_no_case(204, Some(8))?;
     head.append_header("access-control-allow-origin", origin)?;
     head.append_header("access-control-allow-methods", methods)?;

@@ -109,7 +109,11 @@ impl Forms {
             return Some(swapped);
         }
         let before = before.rfind('&').map_or("", |ampersand| before.get(..ampersand).unwrap_or(""));
-        let rest = if before.is_empty() { after.strip_prefix('&').unwrap_or(after).to_owned() } else { format!("{before}{after}") };
+        let rest = if before.is_empty() {
+            after.strip_prefix('&').unwrap_or(after).to_owned()
+        } else {
+            format!("{before}{after}")
+        };
         (!rest.is_empty()).then_some(rest)
     }
 }

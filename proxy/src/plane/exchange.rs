@@ -17,6 +17,7 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use tokio::time::{Instant, sleep_until};
 
+use super::clocks::{after, earlier};
 use super::credentials::{self, Forms};
 use super::forward::{self, AnswerFraming, Destination};
 use super::judge::{self, BodyRule};
@@ -120,7 +121,10 @@ async fn carry(
         BodyRule::Pass => Upload::streamed(call, upstream.max_request_bytes),
         BodyRule::Read => judged_body(gateway, client, call, exchange, upstream, api, &known, &route).await?,
     };
-    known.state.check_rate().map_err(|TooFast { limit, retry_after_ms }| Refusal::RateLimited { limit, retry_after_ms })?;
+    known
+        .state
+        .check_rate()
+        .map_err(|TooFast { limit, retry_after_ms }| Refusal::RateLimited { limit, retry_after_ms })?;
     let permit = permit(gateway, &known).await?;
 
     let placement = forms.placement(exchange.dialect);
@@ -235,7 +239,8 @@ async fn send(
     loop {
         let mut provider = connect(gateway, client, upstream, upload, cut, fresh).await?;
         let may_repeat = provider.reused && !fresh;
-        let head = forward::request_head(call, to).map_err(|_| Refusal::InvalidRequest("a field cannot be forwarded".into()))?;
+        let head = forward::request_head(call, to)
+            .map_err(|_| Refusal::InvalidRequest("a field cannot be forwarded".into()))?;
         exchange.record_begin()?;
         if let Some(permit) = permit.take() {
             permit.spend();
@@ -312,9 +317,9 @@ async fn send_once(
         Ok(Err(_)) => return Err(Attempt::Stale),
         Ok(Ok(())) => {}
     }
-    let clock = sleep_until(Instant::now() + upstream.timeouts.first_byte);
+    let clock = sleep_until(after(Instant::now(), upstream.timeouts.first_byte));
     tokio::pin!(clock);
-    let total = upstream.timeouts.total.map(|total| Instant::from_std(exchange.received()) + total);
+    let total = upstream.timeouts.total.map(|total| after(exchange.received().into(), total));
     loop {
         if upload.has_queued() {
             let before = exchange.request_bytes;
@@ -324,7 +329,7 @@ async fn send_once(
                 outcome = upload.write_queued(&mut provider.session, idle, &mut exchange.request_bytes) => outcome,
             };
             if exchange.request_bytes > before {
-                clock.as_mut().reset(Instant::now() + upstream.timeouts.first_byte);
+                clock.as_mut().reset(after(Instant::now(), upstream.timeouts.first_byte));
             }
             if exchange.model_requested.is_none() {
                 exchange.model_requested = upload.scan.model().map(|model| clean::text(model, 256));
@@ -333,7 +338,7 @@ async fn send_once(
                 return early_answer(call, exchange, upload, provider, fault).await;
             }
         }
-        let deadline = total.map_or(clock.deadline(), |total| total.min(clock.deadline()));
+        let deadline = earlier(clock.deadline(), total);
         if deadline != clock.deadline() {
             clock.as_mut().reset(deadline);
         }
@@ -433,11 +438,14 @@ async fn relay(
     } else {
         provider.session.read_response_body().now_or_never()
     };
-    if next.is_none() && let Some(stream) = client.stream() {
+    if next.is_none()
+        && let Some(stream) = client.stream()
+    {
         Guard::flush_each_write(stream);
     }
     let Some(answer) = provider.session.response_header() else { return Err(Refusal::UpstreamInvalid.into()) };
-    let head = forward::answer_head(call, answer, framing, &exchange.id.field, cors_fields).map_err(|_| Refusal::UpstreamInvalid)?;
+    let head = forward::answer_head(call, answer, framing, &exchange.id.field, cors_fields)
+        .map_err(|_| Refusal::UpstreamInvalid)?;
     if framing == AnswerFraming::UntilClose || exchange.is_stopping() {
         client.set_keepalive(None);
     }
@@ -447,9 +455,9 @@ async fn relay(
     write(client.write_response_header(head), cut).await?;
 
     let idle = upstream.timeouts.idle;
-    let total = upstream.timeouts.total.map(|total| Instant::from_std(exchange.received()) + total);
+    let total = upstream.timeouts.total.map(|total| after(exchange.received().into(), total));
     let mut progress = Instant::now();
-    let clock = sleep_until(total.map_or(progress + idle, |total| total.min(progress + idle)));
+    let clock = sleep_until(earlier(after(progress, idle), total));
     tokio::pin!(clock);
     loop {
         let read = match next.take() {
@@ -467,11 +475,11 @@ async fn relay(
                     if total.is_some_and(|total| total <= now) {
                         return Err(Stop::Fail(Refusal::UpstreamTimeout("total")));
                     }
-                    if progress + idle <= now {
+                    if after(progress, idle) <= now {
                         return Err(Stop::Fail(Refusal::UpstreamTimeout("idle")));
                     }
                     // Re-armed only when it fires: a piece need not touch the timer.
-                    clock.as_mut().reset(total.map_or(progress + idle, |total| total.min(progress + idle)));
+                    clock.as_mut().reset(earlier(after(progress, idle), total));
                     continue;
                 }
             },
@@ -503,7 +511,9 @@ async fn relay(
 /// Judges the answer's framing and starts metering it.
 fn begin_answer(call: &Call, exchange: &mut Exchange<'_>, provider: &Connection) -> Result<AnswerFraming, Refusal> {
     let session = &provider.session;
-    let (Some(answer), Some(h1)) = (session.response_header(), session.as_http1()) else { return Err(Refusal::UpstreamInvalid) };
+    let (Some(answer), Some(h1)) = (session.response_header(), session.as_http1()) else {
+        return Err(Refusal::UpstreamInvalid);
+    };
     let framing = forward::answer_framing(call, answer, &h1.get_headers_raw_bytes()).map_err(|error| {
         tracing::warn!(%error, "a provider's answer was refused");
         Refusal::UpstreamInvalid
@@ -527,7 +537,8 @@ fn begin_answer(call: &Call, exchange: &mut Exchange<'_>, provider: &Connection)
 /// An answer that ends with its connection cannot be told from one that was cut: the record says so.
 fn until_close(framing: AnswerFraming, provider: &Connection) -> Option<Cow<'static, str>> {
     let head = provider.session.response_header()?;
-    let framed = head.headers.contains_key(http::header::CONTENT_LENGTH) || head.headers.contains_key(http::header::TRANSFER_ENCODING);
+    let framed = head.headers.contains_key(http::header::CONTENT_LENGTH)
+        || head.headers.contains_key(http::header::TRANSFER_ENCODING);
     (framing != AnswerFraming::NoBody && !framed).then_some("until_close".into())
 }
 
@@ -659,7 +670,8 @@ async fn answer_health(gateway: &Gateway, client: &mut ServerSession, exchange: 
     exchange.forget();
     let ready = !gateway.drain.is_stopping();
     let body: &'static [u8] = if ready { br#"{"status":"ok"}"# } else { br#"{"status":"stopping"}"# };
-    let mut head = ResponseHeader::build_no_case(if ready { 200 } else { 503 }, Some(4)).map_err(|_| Refusal::Internal)?;
+    let mut head =
+        ResponseHeader::build_no_case(if ready { 200 } else { 503 }, Some(4)).map_err(|_| Refusal::Internal)?;
     head.append_header("content-type", "application/json").map_err(|_| Refusal::Internal)?;
     head.append_header("content-length", body.len()).map_err(|_| Refusal::Internal)?;
     client.write_response_header(Box::new(head)).await.map_err(|_| Stop::ClientGone)?;

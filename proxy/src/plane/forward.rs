@@ -33,7 +33,8 @@ pub struct Destination<'a> {
 /// # Errors
 /// When a field cannot be represented; the edge has checked them, so none should.
 pub fn request_head(call: &Call, to: &Destination<'_>) -> Result<Box<RequestHeader>> {
-    let mut head = RequestHeader::build_no_case(call.method(), to.target.as_bytes(), Some(call.fields().len().saturating_add(2)))?;
+    let mut head =
+        RequestHeader::build_no_case(call.method(), to.target.as_bytes(), Some(call.fields().len().saturating_add(2)))?;
     head.append_header(http::header::HOST, to.authority.clone())?;
     for field in call.fields() {
         let pass = match field.kind {
@@ -53,7 +54,8 @@ pub fn request_head(call: &Call, to: &Destination<'_>) -> Result<Box<RequestHead
         };
         if pass && !call.name(field).eq_ignore_ascii_case(b"helicone-auth") {
             let name = HeaderName::from_bytes(call.name(field)).or_err(ErrorType::InvalidHTTPHeader, "a field name")?;
-            let value = HeaderValue::from_maybe_shared(call.shared_value(field)).or_err(ErrorType::InvalidHTTPHeader, "a field value")?;
+            let value = HeaderValue::from_maybe_shared(call.shared_value(field))
+                .or_err(ErrorType::InvalidHTTPHeader, "a field value")?;
             head.append_header(name, value)?;
         }
     }
@@ -126,7 +128,8 @@ pub fn answer_framing(call: &Call, answer: &ResponseHeader, raw: &[u8]) -> Resul
 
 fn has_field(raw: &[u8], name: &[u8]) -> bool {
     raw.split(|byte| *byte == b'\n').skip(1).any(|line| {
-        line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name)) && line.get(name.len()) == Some(&b':')
+        line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
+            && line.get(name.len()) == Some(&b':')
     })
 }
 
@@ -165,12 +168,16 @@ pub fn answer_head(
     let nominated = answer.headers.get(http::header::CONNECTION);
     let is_nominated = |name: &HeaderName| {
         nominated.is_some_and(|options| {
-            options.as_bytes().split(|byte| *byte == b',').any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
+            options
+                .as_bytes()
+                .split(|byte| *byte == b',')
+                .any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
         })
     };
     for (name, value) in &answer.headers {
         let replaced = !cors.is_empty()
-            && (*name == http::header::ACCESS_CONTROL_ALLOW_ORIGIN || *name == http::header::ACCESS_CONTROL_EXPOSE_HEADERS);
+            && (*name == http::header::ACCESS_CONTROL_ALLOW_ORIGIN
+                || *name == http::header::ACCESS_CONTROL_EXPOSE_HEADERS);
         if !is_dropped(name) && !replaced && !is_nominated(name) {
             head.append_header(name.clone(), value.clone())?;
         }

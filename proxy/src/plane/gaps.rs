@@ -22,7 +22,10 @@ impl Gaps {
     /// Each bucket that has any: a value in it, in seconds, and how many.
     pub fn each(&self) -> impl Iterator<Item = (f64, usize)> {
         let values = BOUNDS_MS.into_iter().map(|bound| f64::from(bound) / 1000.0).chain([120.0]);
-        values.zip(self.0).filter(|(_, count)| *count > 0).map(|(value, count)| (value, usize::try_from(count).unwrap_or(usize::MAX)))
+        values
+            .zip(self.0)
+            .filter(|(_, count)| *count > 0)
+            .map(|(value, count)| (value, usize::try_from(count).unwrap_or(usize::MAX)))
     }
 }
 
@@ -33,7 +36,9 @@ mod tests {
     #[test]
     fn pauses_fall_into_their_buckets() {
         let mut gaps = Gaps::default();
-        [0, 5, 6, 60_000, 60_001, u64::MAX].map(|ms| gaps.count(Duration::from_millis(ms)));
+        for ms in [0, 5, 6, 60_000, 60_001, u64::MAX] {
+            gaps.count(Duration::from_millis(ms));
+        }
         assert_eq!(gaps.each().collect::<Vec<_>>(), [(0.005, 2), (0.01, 1), (60.0, 1), (120.0, 2)]);
     }
 }

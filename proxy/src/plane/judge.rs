@@ -85,7 +85,9 @@ pub fn body_rule(call: &Call, api: &Api, known: &Known, route: &Route) -> Result
                 model => return Err(Refusal::ModelNotAllowed(model.clone())),
             },
             ModelPlace::Form => {
-                return Err(Refusal::UnsupportedBody("this token is limited to certain models, which are not read from multipart bodies"));
+                return Err(Refusal::UnsupportedBody(
+                    "this token is limited to certain models, which are not read from multipart bodies",
+                ));
             }
             ModelPlace::Hidden if route.verdict == Verdict::Named => {}
             ModelPlace::Hidden => return Err(Refusal::ModelNotAllowed(None)),
@@ -93,7 +95,10 @@ pub fn body_rule(call: &Call, api: &Api, known: &Known, route: &Route) -> Result
     }
     if !must_read || call.framing == Framing::None {
         // A body that is not there cannot name a model either.
-        return match (must_read && route.endpoint.model == ModelPlace::Body && call.method() == "POST", &known.allowed_models) {
+        return match (
+            must_read && route.endpoint.model == ModelPlace::Body && call.method() == "POST",
+            &known.allowed_models,
+        ) {
             (true, Some(_)) => Err(Refusal::ModelNotAllowed(None)),
             _ => Ok(BodyRule::Pass),
         };

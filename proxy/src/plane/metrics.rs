@@ -28,19 +28,48 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
         .set_buckets_for_metric(Matcher::Full("llm_proxy_overhead_seconds".into()), &OVERHEAD)?
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
         .install_recorder()?;
-    metrics::describe_counter!("llm_proxy_requests_total", "Exchanges that ended, by API, endpoint, status and outcome");
+    metrics::describe_counter!(
+        "llm_proxy_requests_total",
+        "Exchanges that ended, by API, endpoint, status and outcome"
+    );
     metrics::describe_counter!("llm_proxy_refusals_total", "Requests refused before a token was accepted, by code");
-    metrics::describe_histogram!("llm_proxy_overhead_seconds", metrics::Unit::Seconds, "From the whole request head to the first byte sent to the provider, less waiting for the client's body");
-    metrics::describe_histogram!("llm_proxy_time_to_first_chunk_seconds", metrics::Unit::Seconds, "From the whole request head to the first piece of the answer's body");
-    metrics::describe_histogram!("llm_proxy_stream_gap_seconds", metrics::Unit::Seconds, "Pauses between two pieces of a streamed answer");
-    metrics::describe_histogram!("llm_proxy_request_duration_seconds", metrics::Unit::Seconds, "From the whole request head to the end of the exchange");
-    metrics::describe_counter!("llm_proxy_tokens_total", "Tokens of finished and cut exchanges, by API, model, kind and source");
+    metrics::describe_histogram!(
+        "llm_proxy_overhead_seconds",
+        metrics::Unit::Seconds,
+        "From the whole request head to the first byte sent to the provider, less waiting for the client's body"
+    );
+    metrics::describe_histogram!(
+        "llm_proxy_time_to_first_chunk_seconds",
+        metrics::Unit::Seconds,
+        "From the whole request head to the first piece of the answer's body"
+    );
+    metrics::describe_histogram!(
+        "llm_proxy_stream_gap_seconds",
+        metrics::Unit::Seconds,
+        "Pauses between two pieces of a streamed answer"
+    );
+    metrics::describe_histogram!(
+        "llm_proxy_request_duration_seconds",
+        metrics::Unit::Seconds,
+        "From the whole request head to the end of the exchange"
+    );
+    metrics::describe_counter!(
+        "llm_proxy_tokens_total",
+        "Tokens of finished and cut exchanges, by API, model, kind and source"
+    );
     metrics::describe_gauge!("llm_proxy_cost_usd_total", "Cost by API and model, from the shipped price table");
     metrics::describe_gauge!("llm_proxy_in_flight", "Exchanges running now");
-    metrics::describe_gauge!("llm_proxy_held_bytes", metrics::Unit::Bytes, "Request bodies held in memory for policies");
+    metrics::describe_gauge!(
+        "llm_proxy_held_bytes",
+        metrics::Unit::Bytes,
+        "Request bodies held in memory for policies"
+    );
     metrics::describe_counter!("llm_proxy_journal_records_total", "Records written to the journal");
     metrics::describe_counter!("llm_proxy_journal_bytes_total", "Bytes written to the journal");
-    metrics::describe_counter!("llm_proxy_journal_failures_total", "Records that could not be written, and syncs that failed");
+    metrics::describe_counter!(
+        "llm_proxy_journal_failures_total",
+        "Records that could not be written, and syncs that failed"
+    );
     metrics::describe_gauge!("llm_proxy_journal_pending", "Records that a consumer has not delivered yet");
     Ok(handle)
 }

@@ -1,6 +1,7 @@
 //! The plane: carries each checked call to its provider and the answer back.
 
 pub mod clean;
+pub mod clocks;
 pub mod cors;
 pub mod credentials;
 pub mod drain;
@@ -118,7 +119,8 @@ impl Plane {
                 if client.response_written().is_none() {
                     let id = ExchangeId::new(now_us());
                     client.set_keepalive(None);
-                    let _ = reply::refuse(&mut client, &call, Dialect::OpenAi, id.text(), &Refusal::Internal, &[]).await;
+                    let _ =
+                        reply::refuse(&mut client, &call, Dialect::OpenAi, id.text(), &Refusal::Internal, &[]).await;
                 }
                 client.shutdown().await;
                 None

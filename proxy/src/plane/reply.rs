@@ -64,7 +64,10 @@ pub async fn refuse(
     let body_is_read = drain_small(client, call).await;
     let body = refusal.body(dialect, request_id);
     let fields = fields(refusal, dialect, request_id);
-    let mut head = ResponseHeader::build_no_case(refusal.status(), Some(fields.len().saturating_add(more.len()).saturating_add(3)))?;
+    let mut head = ResponseHeader::build_no_case(
+        refusal.status(),
+        Some(fields.len().saturating_add(more.len()).saturating_add(3)),
+    )?;
     for (name, value) in fields.iter().chain(more) {
         head.append_header(*name, value.as_ref())?;
     }
@@ -110,6 +113,8 @@ async fn drain_small(client: &mut ServerSession, call: &Call) -> bool {
 
 /// Reads and discards for a moment: closing while the client still sends would reset the answer away.
 async fn linger(client: &mut ServerSession) {
-    let discard = async { while !client.is_body_done() && client.read_request_body().await.is_ok_and(|piece| piece.is_some()) {} };
+    let discard = async {
+        while !client.is_body_done() && client.read_request_body().await.is_ok_and(|piece| piece.is_some()) {}
+    };
     let _ = tokio::time::timeout(LINGER, discard).await;
 }

@@ -299,7 +299,12 @@ impl<'a> Exchange<'a> {
         let stream = self.meter.as_ref().map(Meter::is_event_stream);
         let metered = self.meter.take().map(|meter| meter.finish(ended, &asked));
         let cost = metered.as_ref().and_then(|metered| {
-            self.gateway.prices.cost(self.dialect, metered.model.as_deref(), self.model_requested.as_deref(), &metered.usage)
+            self.gateway.prices.cost(
+                self.dialect,
+                metered.model.as_deref(),
+                self.model_requested.as_deref(),
+                &metered.usage,
+            )
         });
         self.measure(outcome, metered.as_ref(), cost.as_deref());
         if self.known.is_none() {

@@ -142,7 +142,10 @@ impl TokenState {
         let Some(rate) = rate.as_ref() else { return Ok(()) };
         rate.limiter.check().map_err(|not_until| {
             let wait = not_until.wait_time_from(DefaultClock::default().now());
-            TooFast { limit: rate.per_minute, retry_after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1) }
+            TooFast {
+                limit: rate.per_minute,
+                retry_after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1),
+            }
         })
     }
 

@@ -99,7 +99,10 @@ impl Tokens {
             control,
             cut,
             known: moka::sync::Cache::new(MOST_KNOWN),
-            unknown: moka::sync::Cache::builder().max_capacity(MOST_UNKNOWN).time_to_live(Duration::from_secs(10)).build(),
+            unknown: moka::sync::Cache::builder()
+                .max_capacity(MOST_UNKNOWN)
+                .time_to_live(Duration::from_secs(10))
+                .build(),
             states: DashMap::new(),
             flights: DashMap::new(),
             generation: AtomicU64::new(0),
@@ -165,9 +168,10 @@ impl Tokens {
 
     fn known_of(&self, holder: Holder) -> Known {
         let state = Arc::clone(
-            &self.states.entry(holder.token_id.as_str().into()).or_insert_with(|| {
-                Arc::new(TokenState::new(&holder.token_id, &holder.project_id, self.cut.clone()))
-            }),
+            &self
+                .states
+                .entry(holder.token_id.as_str().into())
+                .or_insert_with(|| Arc::new(TokenState::new(&holder.token_id, &holder.project_id, self.cut.clone()))),
         );
         state.set_rate(holder.requests_per_minute);
         if holder.token_active && holder.project_active {

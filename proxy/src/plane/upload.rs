@@ -158,7 +158,12 @@ impl Upload {
     ///
     /// # Errors
     /// [`WriteFault`].
-    pub async fn write_queued(&mut self, provider: &mut HttpSession, idle: Duration, sent: &mut u64) -> Result<(), WriteFault> {
+    pub async fn write_queued(
+        &mut self,
+        provider: &mut HttpSession,
+        idle: Duration,
+        sent: &mut u64,
+    ) -> Result<(), WriteFault> {
         while let Some(piece) = self.queue.pop_front() {
             self.queued = self.queued.saturating_sub(piece.len());
             self.sent_any = true;

@@ -11,6 +11,7 @@ use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::upstreams::peer::HttpPeer;
 use tokio::time::{Instant, timeout_at};
 
+use super::clocks::after;
 use crate::settings::{ApiSettings, Timeouts};
 
 /// How long a pooled connection may idle: below the minute after which providers close theirs.
@@ -107,7 +108,7 @@ impl Upstream {
     /// # Errors
     /// [`ConnectError`] when no address could be reached.
     pub async fn connect(&self, connector: &Connector, fresh: bool) -> Result<Connection, ConnectError> {
-        let deadline = Instant::now() + self.timeouts.connect;
+        let deadline = after(Instant::now(), self.timeouts.connect);
         let timed_out = || ConnectError::TimedOut(self.host.clone(), self.timeouts.connect);
         let resolved = timeout_at(deadline, self.addresses()).await.map_err(|_| timed_out())??;
         let mut last = None;
@@ -128,7 +129,11 @@ impl Upstream {
             self.resolved.store(None);
         }
         match last {
-            Some(error) if error.etype().as_str() == "ConnectTimedout" || error.etype().as_str() == "TLSHandshakeTimedout" => Err(timed_out()),
+            Some(error)
+                if error.etype().as_str() == "ConnectTimedout" || error.etype().as_str() == "TLSHandshakeTimedout" =>
+            {
+                Err(timed_out())
+            }
             Some(error) => Err(ConnectError::Failed(self.host.clone(), error.to_string())),
             None => Err(ConnectError::Failed(self.host.clone(), "the name has no address".into())),
         }
@@ -144,7 +149,7 @@ impl Upstream {
             .await
             .map_err(|error| ConnectError::Failed(self.host.clone(), error.to_string()))?;
         let peers = found.map(|address| self.peer(address)).collect();
-        let resolved = Arc::new(Resolved { peers, until: Some(Instant::now() + RESOLVED_FOR) });
+        let resolved = Arc::new(Resolved { peers, until: Some(after(Instant::now(), RESOLVED_FOR)) });
         self.resolved.store(Some(Arc::clone(&resolved)));
         Ok(resolved)
     }

@@ -185,7 +185,10 @@ fn filled<T>(fields: &Fields<'_>, key: &str, list: Option<Vec<T>>) -> Result<Opt
     }
 }
 
-fn param_whitelist(fields: &Fields<'_>) -> Result<Option<Vec<(String, Vec<String>)>>, SettingsError> {
+/// Body field → globs.
+type ParamWhitelist = Vec<(String, Vec<String>)>;
+
+fn param_whitelist(fields: &Fields<'_>) -> Result<Option<ParamWhitelist>, SettingsError> {
     let key = "param_whitelist";
     let Some(node) = fields.get(key) else { return Ok(None) };
     let path = fields.name(key);

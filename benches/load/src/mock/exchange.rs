@@ -133,10 +133,8 @@ async fn carry(
             return (Sent::fault(0), None);
         }
         Some(Fault::Garbage(garbage)) => return (send_garbage(connection, garbage).await, None),
-        Some(Fault::EarlyHints) => {
-            if connection.write(EARLY_HINTS).await.is_err() {
-                return (Sent::client_closed(0), None);
-            }
+        Some(Fault::EarlyHints) if connection.write(EARLY_HINTS).await.is_err() => {
+            return (Sent::client_closed(0), None);
         }
         _ => {}
     }

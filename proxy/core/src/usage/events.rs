@@ -61,7 +61,7 @@ impl Events {
 
     pub(super) fn is_at_boundary(&self) -> bool {
         // After `\r\n\r` the second half of the line end may be on its way; a stream that never sent LF has none.
-        !self.is_inside && !(self.lines.is_after_cr && self.lines.has_seen_lf)
+        !(self.is_inside || self.lines.is_after_cr && self.lines.has_seen_lf)
     }
 
     pub(super) fn with_data(&self) -> u64 {

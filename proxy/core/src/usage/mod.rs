@@ -66,7 +66,9 @@ impl Source {
 /// A number of tokens and where it comes from (never [`Source::Unknown`]: an unknown number is `None`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Number {
+    /// How many.
     pub tokens: u64,
+    /// Who says so.
     pub source: Source,
 }
 
@@ -128,7 +130,9 @@ pub enum Ended {
 /// What the answer's head says.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer<'a> {
+    /// The dialect it speaks.
     pub dialect: Dialect,
+    /// Its HTTP status.
     pub status: u16,
     /// The `content-type` field's value; empty if absent.
     pub content_type: &'a [u8],
@@ -150,6 +154,7 @@ pub struct Asked<'a> {
 /// What an answer turned out to be.
 #[derive(Clone, Debug, Default)]
 pub struct Metered {
+    /// The tokens it tells of.
     pub usage: Usage,
     /// The model as the answer names it.
     pub model: Option<String>,
