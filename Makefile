@@ -52,7 +52,7 @@ deny: cargo-deny ## Licences, banned crates, sources
 debug-build: build-needs
 	cargo build --workspace --all-targets --locked
 
-# Two at a time: scenarios measure latencies, which more of them at once would be about themselves.
+# Two at a time: scenarios measure latencies, and more of them at once would measure each other.
 .PHONY: cargo-tests
 cargo-tests: debug-build
 	@mkdir -p "$(LOGS)"
@@ -70,13 +70,13 @@ fmt: ## Format the code
 	cargo fmt --all
 
 .PHONY: torture
-torture: build-needs ## The crash rounds in full (TORTURE_KILLS=200), on the release build
-	TORTURE_KILLS=$${TORTURE_KILLS:-200} cargo test --release --locked -p llm-proxy-tests -- --nocapture --test-threads=1 kill
+torture: debug-build ## The crash rounds in full: kill -9 under load, TORTURE_KILLS times (200)
+	TORTURE_KILLS=$${TORTURE_KILLS:-200} cargo test --workspace --locked --test crash -- --nocapture
 
 .PHONY: bench
-bench: bench-needs ## This proxy against a bare Pingora proxy, side by side (ARGS are passed on)
-	cargo build --release --locked -p llm-proxy -p llm-proxy-benches -p llm-proxy-load --bins
-	"$(TARGET_DIR)/release/side-by-side" $(ARGS)
+bench: bench-needs ## This proxy beside a bare Pingora proxy (ARGS="--quick" takes other flags: benches/README.md)
+	cargo build --release --locked -p llm-proxy -p llm-proxy-load -p llm-proxy-benches --bins
+	"$(TARGET_DIR)/release/side-by-side" $(or $(ARGS),--cpu --callgrind --json "$(TARGET_DIR)/bench.json")
 
 .PHONY: advisories
 advisories: cargo-deny ## Known faults of our dependencies; fetches the database, so it needs the network
@@ -101,7 +101,7 @@ sdk-needs:
 
 .PHONY: bench-needs
 bench-needs: build-needs
-	@.ci/need valgrind:valgrind
+	@.ci/need valgrind:valgrind taskset:util-linux
 
 .PHONY: rust
 rust:

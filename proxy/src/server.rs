@@ -159,6 +159,12 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
     if let Some(path) = &token_file {
         tracing::info!("the management token is in {}", path.display());
     }
+    if settings.root_key.is_none() {
+        tracing::info!(
+            "the root key is in {}: keep a copy, provider keys cannot be read without it",
+            data_dir.join("root_key").display()
+        );
+    }
     tracing::info!("listening: data plane http://{listen_addr}, admin plane http://{admin_addr}");
     if let Some(on_ready) = on_ready {
         let store = store.clone();

@@ -114,7 +114,7 @@ async fn expect_100_continue_is_answered_and_keeps_the_connection_unless_the_req
     let chunks = common::wire::chunked(body.as_bytes(), &[4]);
     for (case, ask, framed) in [
         ("Content-Length", setup.echo().with("content-length", body.len()), body.as_bytes()),
-        ("chunked", setup.echo().with("transfer-encoding", "chunked"), &chunks),
+        ("chunked", setup.echo().with("transfer-encoding", "chunked"), &chunks[..]),
         ("read by a policy", setup.held().with("content-length", body.len()), body.as_bytes()),
     ] {
         let mut wire = setup.wire().await;
@@ -125,13 +125,19 @@ async fn expect_100_continue_is_answered_and_keeps_the_connection_unless_the_req
         assert_eq!(answer.head.status, 200, "{case}: {}", answer.text());
         let echoed = answer.json();
         assert_eq!(echoed["body_len"], body.len(), "{case}");
-        assert!(!echoed["headers"].to_string().to_ascii_lowercase().contains("expect"), "{case}: it is not for the provider");
+        assert!(
+            !echoed["headers"].to_string().to_ascii_lowercase().contains("expect"),
+            "{case}: it is not for the provider"
+        );
         still_serves(&mut wire, &setup, case).await;
     }
 
     let before = setup.mock.stats().requests;
     let mut wire = setup.wire().await;
-    wire.send(Ask::post("/v1/files").bearer("sk-lp-nobody").with("content-length", 7).with("expect", "100-continue").head()).await;
+    wire.send(
+        Ask::post("/v1/files").bearer("sk-lp-nobody").with("content-length", 7).with("expect", "100-continue").head(),
+    )
+    .await;
     let head = wire.head().await;
     assert_eq!(head.status, 401, "the refusal comes instead of the 100");
     assert!(head.says_close(), "whether the body still comes nobody knows: {head:?}");

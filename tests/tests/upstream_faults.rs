@@ -36,14 +36,7 @@ async fn an_upstream_that_gives_no_usable_head_is_a_502_or_504_with_one_record_a
             "upstream_unreachable",
         ),
         ("hung", hasty, 504, "upstream_timeout", "timeout", "first_byte"),
-        (
-            "reset",
-            chat("reset-head"),
-            502,
-            "upstream_unreachable",
-            "upstream_unreachable",
-            "upstream_unreachable",
-        ),
+        ("reset", chat("reset-head"), 502, "upstream_unreachable", "upstream_unreachable", "upstream_unreachable"),
         ("not HTTP", chat("garbage"), 502, "upstream_invalid", "upstream_unreachable", "upstream_invalid"),
         ("two lengths", chat("garbage:two-cl"), 502, "upstream_invalid", "upstream_unreachable", "upstream_invalid"),
         ("CL with TE", chat("garbage:cl-te"), 502, "upstream_invalid", "upstream_unreachable", "upstream_invalid"),
@@ -164,11 +157,32 @@ async fn a_cut_answer_never_ends_cleanly_and_a_stream_cut_between_events_gets_th
         ("a length, FIN", setup.chat().fault("cut:10").body(CHAT), &json, 10, "upstream_cut", None),
         ("a length, RST", setup.chat().fault("reset:10").body(CHAT), &json, 10, "upstream_cut", None),
         ("chunks, FIN", streamed(format!("cut:{}", event - 5)), &stream, event - 5, "upstream_cut", None),
-        ("chunks, FIN between events", streamed(format!("cut:{event}")), &stream, event, "upstream_cut", Some("upstream_invalid")),
+        (
+            "chunks, FIN between events",
+            streamed(format!("cut:{event}")),
+            &stream,
+            event,
+            "upstream_cut",
+            Some("upstream_invalid"),
+        ),
         ("chunks, RST", streamed(format!("reset:{}", event + 7)), &stream, event + 7, "upstream_cut", None),
-        ("chunks, RST between events", streamed(format!("reset:{event}")), &stream, event, "upstream_cut", Some("upstream_invalid")),
+        (
+            "chunks, RST between events",
+            streamed(format!("reset:{event}")),
+            &stream,
+            event,
+            "upstream_cut",
+            Some("upstream_invalid"),
+        ),
         ("silence", hasty(format!("hang-body:{}", event - 5)), &stream, event - 5, "timeout", None),
-        ("silence between events", hasty(format!("hang-body:{event}")), &stream, event, "timeout", Some("upstream_timeout")),
+        (
+            "silence between events",
+            hasty(format!("hang-body:{event}")),
+            &stream,
+            event,
+            "timeout",
+            Some("upstream_timeout"),
+        ),
     ] {
         let mut wire = setup.wire().await;
         let answer = wire.ask(request).await;
@@ -198,7 +212,11 @@ async fn a_cut_answer_never_ends_cleanly_and_a_stream_cut_between_events_gets_th
     }
 
     // This end cannot be told from a cut: it passes, and the record says so.
-    let answer = setup.wire().await.ask(setup.chat().with("x-mock-framing", "close").fault(&format!("cut:{event}")).body(STREAM)).await;
+    let answer = setup
+        .wire()
+        .await
+        .ask(setup.chat().with("x-mock-framing", "close").fault(&format!("cut:{event}")).body(STREAM))
+        .await;
     assert!(answer.whole);
     let record = setup.only_record(&answer.head.id()).await;
     assert_eq!((&record["outcome"], &record["reason"]), (&"finished".into(), &"until_close".into()), "{record}");
@@ -291,7 +309,11 @@ async fn an_early_413_reaches_the_client_whatever_the_upstream_does_next_and_the
         let answer = wire.try_answer().await.unwrap_or_else(|| panic!("{case}: no answer"));
         assert_eq!(answer.head.status, 413, "{case}: {}", answer.text());
         assert!(answer.whole, "{case}");
-        assert_eq!(setup.only_record(&answer.head.id()).await["outcome"], "finished", "{case}: it is the provider's answer");
+        assert_eq!(
+            setup.only_record(&answer.head.id()).await["outcome"],
+            "finished",
+            "{case}: it is the provider's answer"
+        );
         for _ in 0..6 {
             let next = setup.wire().await.ask(setup.ask("POST", "/rude/v1/files").body("x")).await;
             assert_eq!((next.head.status, next.text().as_str()), (200, "clean"), "after {case}");
@@ -361,8 +383,8 @@ async fn failures_of_the_provider_pass_byte_identical_and_are_not_repeated() {
     .await;
     let setup = Setup::with(&[Api::at("failing", failing.addr, "")], &[]).await;
     for status in [400, 401, 408, 409, 429, 500, 502, 503, 504, 529] {
-        let before = setup.records().len();
-        let answer = setup.wire().await.ask(setup.ask("POST", "/failing/v1/files").with("x-status", status).body("{}")).await;
+        let answer =
+            setup.wire().await.ask(setup.ask("POST", "/failing/v1/files").with("x-status", status).body("{}")).await;
         assert_eq!(answer.head.status, status);
         assert_eq!(answer.text(), format!("{{\"error\" : \"as the provider writes it\", \"status\":{status}}}\n"));
         for (field, value) in [("retry-after", "7"), ("retry-after-ms", "6900"), ("x-request-id", "req_7")] {
@@ -372,7 +394,6 @@ async fn failures_of_the_provider_pass_byte_identical_and_are_not_repeated() {
         let record = setup.only_record(&answer.head.id()).await;
         assert_eq!((&record["outcome"], &record["attempt"]), (&"finished".into(), &1.into()), "{record}");
         assert_eq!(record["provider_request_id"], "req_7", "{record}");
-        assert!(setup.records().len() > before);
     }
     let before = setup.mock.stats().requests;
     let limited = setup.wire().await.ask(setup.chat().body(r#"{"model":"rate-limited","messages":[]}"#)).await;

@@ -133,13 +133,28 @@ impl SegmentStream {
                     }
                     let claimed = record::claimed_seq(self.held());
                     if self.held().len() < HEAD_BYTES || (growing && claimed.is_some_and(|seq| seq > last_seq)) {
-                        return Ok(None);
+                        // In a search through damage, bytes can look like a record that is still arriving.
+                        let Some(ahead) = self.whole_record_ahead(last_seq) else { return Ok(None) };
+                        self.start = self.start.saturating_add(ahead);
+                        continue;
                     }
                     // A length that promises more than there is: damaged, or the torn end of the file.
                     self.start = self.start.saturating_add(1);
                 }
             }
         }
+    }
+
+    /// How far ahead in the buffer a record up to `last_seq` stands, where one is still to come.
+    fn whole_record_ahead(&self, last_seq: u64) -> Option<usize> {
+        if self.next_seq > last_seq {
+            return None;
+        }
+        let held = self.held();
+        (1..held.len()).find(|ahead| {
+            let rest = held.get(*ahead..).unwrap_or_default();
+            matches!(record::parse(rest, self.next_seq..=last_seq), Parsed::Record(_))
+        })
     }
 
     /// The payload of the record that [`Self::next`] returned last.

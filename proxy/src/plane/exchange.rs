@@ -21,7 +21,7 @@ use super::clocks::{after, earlier};
 use super::credentials::{self, Forms};
 use super::forward::{self, AnswerFraming, Destination};
 use super::judge::{self, BodyRule};
-use super::settle::{Exchange, Outcome};
+use super::settle::{self, Exchange, Outcome};
 use super::state::{CutReason, NoPermit, Permit, TooFast, Watch};
 use super::tokens::{Known, Unavailable};
 use super::upload::{ClientFault, FromClient, Upload, WriteFault, read_whole};
@@ -85,12 +85,11 @@ async fn carry(
         return answer_health(gateway, client, exchange).await;
     }
     let hints = hints(call);
-    exchange.dialect = gateway.routes.likely_dialect(&target, hints);
     let routed = gateway.routes.route(&target, hints);
     if let Ok(Some(route)) = &routed {
-        exchange.api = Some(route.api);
-        exchange.endpoint = route.endpoint.template;
-        exchange.model_requested = route.path_model.as_deref().map(|model| clean::text(model, 256));
+        exchange.routed(route);
+    } else {
+        exchange.dialect = gateway.routes.likely_dialect(&target, hints);
     }
     if cors::is_preflight(call) {
         return preflight(gateway, client, call, exchange).await;
@@ -241,7 +240,7 @@ async fn send(
         let may_repeat = provider.reused && !fresh;
         let head = forward::request_head(call, to)
             .map_err(|_| Refusal::InvalidRequest("a field cannot be forwarded".into()))?;
-        exchange.record_begin()?;
+        exchange.record_begin();
         if let Some(permit) = permit.take() {
             permit.spend();
         }
@@ -460,12 +459,16 @@ async fn relay(
     let clock = sleep_until(earlier(after(progress, idle), total));
     tokio::pin!(clock);
     loop {
+        // An answer that never pauses must not outrun a cut.
+        if cut.is_cut() {
+            return Err(Stop::Cut(cut.reason()));
+        }
         let read = match next.take() {
             Some(read) => read,
             None => tokio::select! {
                 biased;
-                reason = cut.cut() => return Err(Stop::Cut(reason)),
                 read = provider.session.read_response_body() => read,
+                reason = cut.cut() => return Err(Stop::Cut(reason)),
                 from_client = upload.next(client) => {
                     pump_late(from_client, exchange, upload, provider, idle, cut).await?;
                     continue;
@@ -609,8 +612,7 @@ async fn end(
     if head_is_out {
         let at_boundary = exchange.meter.as_ref().is_some_and(Meter::at_event_boundary);
         let event = refusal.event(exchange.dialect, exchange.endpoint, exchange.id.text());
-        let reason = reason.map_or_else(|| refusal_reason(&refusal), Cow::from);
-        exchange.settle(outcome, Some(reason));
+        exchange.settle(outcome, Some(reason.unwrap_or_else(|| settle::reason(&refusal)).into()));
         if at_boundary {
             // Bounded: a client that does not read must not hold up the cut.
             let writing = client.write_response_body(event.into(), false);
@@ -636,13 +638,6 @@ async fn end(
         client.set_keepalive(None);
     }
     reply::refuse(client, call, exchange.dialect, exchange.id.text(), &refusal, &cors_fields).await.map_err(|_| Broken)
-}
-
-fn refusal_reason(refusal: &Refusal) -> Cow<'static, str> {
-    match refusal {
-        Refusal::UpstreamTimeout(clock) => (*clock).into(),
-        other => other.code().into(),
-    }
 }
 
 const fn cut_refusal(reason: CutReason) -> Refusal {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use http::HeaderValue;
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
+use llm_proxy_core::routing::Route;
 use llm_proxy_core::usage::{Asked, Ended as AnswerEnded, Meter, Metered, Number, Source, Usage};
 use llm_proxy_plugins::event;
 use llm_proxy_plugins::journal::Kind;
@@ -19,7 +20,7 @@ use super::gaps::Gaps;
 use super::metrics;
 use super::state::CutReason;
 use super::tokens::Known;
-use super::{Gateway, Unrecorded, drain::Running};
+use super::{Gateway, drain::Running};
 use crate::call::{Call, Name};
 
 /// How an exchange ended: `outcome` of the record.
@@ -80,7 +81,7 @@ impl Outcome {
         match refusal {
             Refusal::UpstreamUnreachable | Refusal::UpstreamInvalid => Self::UpstreamUnreachable,
             Refusal::UpstreamCut => Self::UpstreamCut,
-            Refusal::UpstreamTimeout(_) => Self::Timeout,
+            Refusal::UpstreamTimeout(_) | Refusal::HeadTimeout => Self::Timeout,
             Refusal::Overloaded => Self::Shed,
             _ => Self::Refused,
         }
@@ -206,6 +207,14 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// It is known where the request goes.
+    pub fn routed(&mut self, route: &Route) {
+        self.api = Some(route.api);
+        self.dialect = self.gateway.routes.apis().get(route.api).map_or(self.dialect, |api| api.dialect);
+        self.endpoint = route.endpoint.template;
+        self.model_requested = route.path_model.as_deref().map(|model| super::clean::text(model, 256));
+    }
+
     /// When the head was received, by the monotonic clock.
     pub fn received(&self) -> Instant {
         self.received
@@ -216,15 +225,13 @@ impl<'a> Exchange<'a> {
         self.received_us
     }
 
-    /// Writes `begin`: in the file before the first byte goes to the provider.
-    ///
-    /// # Errors
-    /// When the journal cannot take it: what cannot be recorded is not sent.
-    pub fn record_begin(&mut self) -> Result<(), Refusal> {
+    /// Writes `begin`: in the file before the first byte goes to the provider. Where the journal cannot take it (a full
+    /// disk), the request goes on and the journal counts what it dropped: in mode `durable` the log is not the outage.
+    pub fn record_begin(&mut self) {
         self.attempt = self.attempt.saturating_add(1);
         self.forwarded.get_or_insert_with(|| self.received.elapsed());
         if self.attempt > 1 {
-            return Ok(());
+            return;
         }
         let (project_id, token_id) = self.holder();
         let begin = event::Begin {
@@ -239,13 +246,10 @@ impl<'a> Exchange<'a> {
             received_us: self.received_us,
             attempt: self.attempt,
         };
-        let seq = self
-            .gateway
-            .append(Kind::Begin, self.id.uuid, self.received_us, &begin)
-            .map_err(|Unrecorded| Refusal::Overloaded)?;
-        self.gateway.begun.lock().insert(seq);
-        self.begun = Some(seq);
-        Ok(())
+        if let Ok(seq) = self.gateway.append(Kind::Begin, self.id.uuid, self.received_us, &begin) {
+            self.gateway.begun.lock().insert(seq);
+            self.begun = Some(seq);
+        }
     }
 
     /// The first byte of the provider's answer is here.
@@ -278,11 +282,7 @@ impl<'a> Exchange<'a> {
     pub fn refused(&mut self, refusal: &Refusal) {
         self.status = Some(refusal.status());
         self.refused_with = refusal.code();
-        let reason = match refusal {
-            Refusal::UpstreamTimeout(clock) => clock,
-            other => other.code(),
-        };
-        self.settle(Outcome::of_refusal(refusal), Some(reason.into()));
+        self.settle(Outcome::of_refusal(refusal), Some(reason(refusal).into()));
     }
 
     /// Ends the exchange: usage, cost, record and metrics. The first call counts, later ones do nothing.
@@ -407,6 +407,15 @@ impl<'a> Exchange<'a> {
     }
 }
 
+/// What the record says of a refusal: the name of the clock that ran out, else its code.
+pub const fn reason(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::UpstreamTimeout(clock) => clock,
+        Refusal::HeadTimeout => "head",
+        other => other.code(),
+    }
+}
+
 /// Records a head that never became a call: counted, and sampled.
 pub fn record_unparsed(gateway: &Gateway, id: &ExchangeId, refusal: &Refusal) {
     gateway.metrics.refused(refusal.code());
@@ -417,8 +426,8 @@ pub fn record_unparsed(gateway: &Gateway, id: &ExchangeId, refusal: &Refusal) {
         r#type: event::EventType::Exchange.into(),
         schema: 1,
         status: Some(u32::from(refusal.status())),
-        outcome: event::Outcome::Refused.into(),
-        reason: Some(refusal.code().to_owned()),
+        outcome: Outcome::of_refusal(refusal).recorded().into(),
+        reason: Some(reason(refusal).to_owned()),
         times: Some(event::Times { received_us: Some(received_us), ..Default::default() }),
         count,
         ..Default::default()

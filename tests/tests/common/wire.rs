@@ -1,6 +1,7 @@
 //! One connection, driven byte by byte: what a polite client never does must be easy to write here.
 //!
-//! Nothing waits for ever: a peer that says nothing for [`PATIENCE`] fails the test, so a hang is a failure.
+//! The harness's `Raw` reads whole answers; here they are read piece by piece, HTTP/1.0 is spoken too, and scripted
+//! upstreams use the other side of it. A peer that says nothing for [`PATIENCE`] fails the test: a hang is a failure.
 
 use std::fmt::Write as _;
 use std::io;
@@ -8,12 +9,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use llm_proxy_tests::PATIENCE;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
-
-/// The longest silence that is no hang.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A connection, as its client or, for a scripted upstream, as its server.
 pub struct Wire {
@@ -119,6 +118,40 @@ impl Wire {
     /// Sends, where the peer may have closed.
     pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("the peer read nothing for 20 s")
+    }
+
+    /// Sends to a peer that may take its time, or all the time there is.
+    pub async fn try_send_unhurried(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
+
+    /// Sends `piece` again and again until the peer takes nothing for a second, or `most` bytes are sent.
+    pub async fn send_until_held_back(&mut self, piece: &[u8], most: usize) -> usize {
+        let mut sent = 0;
+        while sent < most {
+            match timeout(Duration::from_secs(1), self.stream.write(piece)).await {
+                Ok(written) => sent += written.expect("the peer is there"),
+                Err(_) => break,
+            }
+        }
+        sent
+    }
+
+    /// Sends until all is sent, an answer's head is here, or the peer takes no more.
+    pub async fn send_until_answered(&mut self, bytes: &[u8]) {
+        let mut left = bytes;
+        while !left.is_empty() && !self.buffer.windows(4).any(|window| window == b"\r\n\r\n") {
+            let ready = timeout(PATIENCE, self.stream.ready(Interest::READABLE | Interest::WRITABLE)).await;
+            let ready = ready.expect("the peer neither reads nor answers").unwrap();
+            if ready.is_readable() && matches!(self.stream.try_read_buf(&mut self.buffer), Ok(0)) {
+                return;
+            }
+            match self.stream.try_write(left) {
+                Ok(written) => left = &left[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
     }
 
     /// Closes the sending side only.
