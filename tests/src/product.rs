@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::{Admin, PATIENCE, eventually};
 
 /// The bootstrap credential of every product that does not set another.
-const MANAGEMENT_TOKEN: &str = "mt-0123456789abcdef0123456789abcdef";
+const MANAGEMENT_TOKEN: &str = "Zq7mT2vXc9LrW4nKd8BsYh3GfP6jEa5u";
 /// Ports are chosen below those that the system gives to outgoing connections: one that was looked at and let go
 /// stays free until the product binds it, also across a restart.
 const FIRST_PORT: u16 = 12_000;

@@ -62,7 +62,7 @@ impl World {
     }
 
     /// Gives the project further provider keys: API and key.
-    pub async fn set_keys(&self, keys: impl IntoIterator<Item = (String, &str)>) {
+    pub async fn set_keys<'key>(&self, keys: impl IntoIterator<Item = (String, &'key str)>) {
         let keys: Vec<Value> = keys.into_iter().map(|(api, key)| json!({"api": api, "key": key})).collect();
         let path = format!("/manage/projects/{}", self.project);
         let _ = self.admin.patch(&path, &json!({"provider_keys": keys})).await.expect(200);

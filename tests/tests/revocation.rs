@@ -293,14 +293,12 @@ async fn a_read_begun_before_a_revocation_never_revives_the_token() {
                     let began = Instant::now();
                     // A cut may take the connection with it.
                     let sent = wire.try_send(&request).await.is_ok();
-                    match if sent { wire.try_answer().await } else { None } {
-                        Some(answer) => {
-                            seen.push((began, answer.head.status));
-                            if answer.whole && !answer.head.says_close() {
-                                continue;
-                            }
+                    let answer = if sent { wire.try_answer().await } else { None };
+                    if let Some(answer) = answer {
+                        seen.push((began, answer.head.status));
+                        if answer.whole && !answer.head.says_close() {
+                            continue;
                         }
-                        None => {}
                     }
                     wire = setup.wire().await;
                 }

@@ -73,21 +73,25 @@ async fn odd_upstream() -> Upstream {
         let mut count = 0;
         while let Some((head, _)) = wire.request().await {
             count += 1;
+            let length = "content-length: 2\r\n";
+            let chunked = "transfer-encoding: chunked\r\n";
+            let chunks = "2\r\n{}\r\n0\r\n\r\n";
+            let ok = |fields: &str, body: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n{body}");
             let answer = match head.field("x-kind").unwrap_or("fine") {
-                "two lengths" => "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{} ".to_owned(),
-                "length and chunked" => {
-                    "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n".to_owned()
+                "two lengths" => ok(&format!("{length}content-length: 3\r\n"), "{} "),
+                "length and chunked" => ok(&format!("{length}{chunked}"), chunks),
+                "gzip coding" => ok("transfer-encoding: gzip, chunked\r\n", chunks),
+                "switched" => {
+                    ok("connection: upgrade\r\nupgrade: x\r\n", "").replace("200 OK", "101 Switching Protocols")
                 }
-                "gzip coding" => "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n".to_owned(),
-                "switched" => "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n".to_owned(),
-                "bad status" => "HTTP/1.1 2x0 OK\r\ncontent-length: 2\r\n\r\n{}".to_owned(),
-                "bare LF" => "HTTP/1.1 200 OK\ncontent-length: 2\n\n{}".to_owned(),
-                "bad chunk" => "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\nzz\r\n".to_owned(),
-                "bytes behind a length" => "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\npoisoned".to_owned(),
-                "bytes behind chunks" => "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\npoisoned".to_owned(),
+                "bad status" => ok(length, "{}").replace("200", "2x0"),
+                "bare LF" => ok(length, "{}").replace("\r\n", "\n"),
+                "bad chunk" => ok(chunked, "2\r\n{}\r\nzz\r\n"),
+                "bytes behind a length" => ok(length, "{}") + &ok("content-length: 8\r\n", "poisoned"),
+                "bytes behind chunks" => ok(chunked, chunks) + &ok("content-length: 8\r\n", "poisoned"),
                 _ => {
                     let body = format!("connection {connection} request {count}");
-                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+                    ok(&format!("content-length: {}\r\n", body.len()), &body)
                 }
             };
             wire.send(answer).await;
@@ -376,7 +380,7 @@ async fn failures_of_the_provider_pass_byte_identical_and_are_not_repeated() {
         while let Some((head, _)) = wire.request().await {
             let status = head.field("x-status").unwrap_or("500").to_owned();
             let body = format!("{{\"error\" : \"as the provider writes it\", \"status\":{status}}}\n");
-            let fields = "retry-after: 7\r\nretry-after-ms: 6900\r\nx-ratelimit-remaining-requests: 0\r\nx-request-id: req_7\r\n";
+            let fields = "retry-after: 7\r\nretry-after-ms: 6900\r\nx-request-id: req_7\r\n";
             wire.send(format!("HTTP/1.1 {status} Odd\r\ncontent-length: {}\r\n{fields}\r\n{body}", body.len())).await;
         }
     })

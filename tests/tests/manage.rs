@@ -1,0 +1,162 @@
+//! The command line, as an admin and a script use it.
+
+use std::path::Path;
+
+use llm_proxy_tests::{Finished, Provider, Refused, World, run_binary};
+use serde_json::{Value, json};
+
+/// Runs `llm-proxy manage …` against a world.
+async fn manage(world: &World, arguments: &[&str]) -> Finished {
+    let admin_url = format!("http://{}", world.product.admin_addr());
+    let mut all = vec!["manage"];
+    all.extend_from_slice(arguments);
+    all.extend_from_slice(&["--admin-url", &admin_url]);
+    let variables = [
+        ("MANAGEMENT_TOKEN", world.product.management_token()),
+        ("OPENAI_KEY", Provider::OpenAi.key()),
+        ("ANTHROPIC_KEY", Provider::Anthropic.key()),
+    ];
+    run_binary(&world.product.data_dir(), &all, &variables).await
+}
+
+/// What a command that must succeed wrote.
+async fn done(world: &World, arguments: &[&str]) -> String {
+    let finished = manage(world, arguments).await;
+    assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""), "{arguments:?}: {}", finished.stdout);
+    finished.stdout
+}
+
+async fn told(world: &World, arguments: &[&str]) -> Value {
+    let mut all = arguments.to_vec();
+    all.extend_from_slice(&["--output", "json"]);
+    serde_json::from_str(&done(world, &all).await).unwrap()
+}
+
+#[tokio::test]
+async fn projects_and_tokens_are_made_listed_changed_and_revoked_from_the_command_line() {
+    let world = World::new().await;
+    let keys = ["--api-key-env", "OPENAI_KEY", "--provider-key", "anthropic=ANTHROPIC_KEY"];
+    let project = told(&world, &[&["project", "create", "shop"][..], &keys].concat()).await;
+    let project_id = project["id"].as_str().unwrap();
+    assert_eq!(project["name"], "shop");
+    let table = done(&world, &["project", "list"]).await;
+    let row = table.lines().find(|line| line.contains(project_id)).unwrap_or_else(|| panic!("{table}"));
+    assert!(table.starts_with("ID") && row.contains("shop") && row.contains("active"), "{table}");
+    assert!(!table.contains(Provider::OpenAi.key()) && !table.contains(Provider::Anthropic.key()), "{table}");
+
+    let limits = ["--duration", "7d", "--max-requests", "2", "--requests-per-minute", "60", "--model", "gpt-4o*"];
+    let made = told(&world, &[&["token", "create", "--project", project_id][..], &limits].concat()).await;
+    let (token, token_id) = (made["token"].as_str().unwrap(), made["id"].as_str().unwrap());
+    assert!(token.starts_with("sk-lp-"), "{made}");
+    assert_eq!((&made["max_requests"], &made["requests_per_minute"]), (&json!(2), &json!(60)));
+    let answer = world.ask(&Provider::OpenAi.ask(token)).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+
+    let shown = done(&world, &["token", "create", "--project", project_id, "--duration", "90m"]).await;
+    assert!(shown.lines().any(|line| line.starts_with("sk-lp-")), "{shown}");
+    assert!(shown.contains("not shown again"), "{shown}");
+
+    let table = done(&world, &["token", "list", "--project", project_id]).await;
+    assert_eq!(table.lines().count(), 3, "{table}");
+    let row = table.lines().find(|line| line.contains(token_id)).unwrap_or_else(|| panic!("{table}"));
+    assert!(row.contains("active") && row.contains("gpt-4o*"), "{table}");
+    assert!(!table.contains("sk-lp-"), "a token is shown once: {table}");
+    let listed = told(&world, &["token", "list", "--project", project_id]).await;
+    assert_eq!(listed["data"].as_array().map(Vec::len), Some(2), "{listed}");
+
+    let changed = told(&world, &["token", "update", token_id, "--max-requests", "none", "--any-model"]).await;
+    assert_eq!((&changed["max_requests"], &changed["allowed_models"]), (&Value::Null, &Value::Null), "{changed}");
+    done(&world, &["token", "revoke", token_id]).await;
+    Refused::REVOKED.check("revoked", Provider::OpenAi, &world.ask(&Provider::OpenAi.ask(token)).await);
+    let revoked = told(&world, &["token", "get", token_id]).await;
+    assert_eq!((&revoked["is_active"], &revoked["request_count"]), (&json!(false), &json!(1)), "{revoked}");
+    let counts = told(&world, &["project", "revoke-tokens", project_id]).await;
+    assert_eq!((&counts["revoked_count"], &counts["already_revoked_count"]), (&json!(1), &json!(1)), "{counts}");
+}
+
+/// One line on stderr that has these words, nothing on stdout, and this exit code.
+fn refused(case: &str, finished: &Finished, code: i32, words: &[&str]) {
+    assert_eq!(finished.code, Some(code), "{case}: {finished:?}");
+    assert_eq!(finished.stdout, "", "{case}");
+    let line = finished.stderr.strip_suffix('\n').unwrap_or_else(|| panic!("{case}: {finished:?}"));
+    assert!(!line.is_empty() && !line.contains('\n'), "{case}: one line is expected: {line}");
+    for word in words {
+        assert!(line.contains(word), "{case}: {word:?} is missing: {line}");
+    }
+}
+
+#[tokio::test]
+async fn what_goes_wrong_is_one_clear_line_and_an_exit_code() {
+    let world = World::new().await;
+    let folder = world.product.data_dir();
+    let admin_url = format!("http://{}", world.product.admin_addr());
+    let management_token = world.product.management_token().to_owned();
+
+    let wrong = [("MANAGEMENT_TOKEN", "mt-wrong-wrong-wrong-wrong")];
+    let finished = run_binary(&folder, &["manage", "project", "list", "--admin-url", &admin_url], &wrong).await;
+    refused("wrong management token", &finished, 1, &["not the management token", "MANAGEMENT_TOKEN"]);
+    assert!(!finished.stderr.contains("mt-wrong"), "{finished:?}");
+
+    let proxy_token = [("MANAGEMENT_TOKEN", world.token.secret.as_str())];
+    let finished = run_binary(&folder, &["manage", "project", "list", "--admin-url", &admin_url], &proxy_token).await;
+    refused("a proxy token", &finished, 1, &["proxy token"]);
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let finished = run_binary(elsewhere.path(), &["manage", "project", "list", "--admin-url", &admin_url], &[]).await;
+    refused("no management token", &finished, 1, &["MANAGEMENT_TOKEN"]);
+
+    let right = [("MANAGEMENT_TOKEN", management_token.as_str())];
+    let down = ["manage", "project", "list", "--admin-url", "http://127.0.0.1:9"];
+    refused("server down", &run_binary(&folder, &down, &right).await, 1, &["llm-proxy server", "127.0.0.1:9"]);
+    let data_plane = format!("http://{}", world.product.data_addr());
+    let finished = run_binary(&folder, &["manage", "project", "list", "--admin-url", &data_plane], &right).await;
+    refused("the data plane's address", &finished, 1, &["not an admin listener"]);
+
+    let nobody = "0193a5b0-7c5e-7abc-9def-0123456789ab";
+    for (case, arguments, words) in [
+        ("unknown project", &["project", "get", nobody][..], ["project"]),
+        ("unknown project of a token", &["token", "create", "--project", nobody, "--duration", "1h"], ["project"]),
+        ("unknown token", &["token", "revoke", nobody], ["token"]),
+        ("taken name", &["project", "create", "scenario"], ["name"]),
+        ("too long a life", &["token", "create", "--project", &world.project, "--duration", "400d"], ["525"]),
+    ] {
+        refused(case, &manage(&world, arguments).await, 1, &words);
+    }
+    for (case, arguments, words) in [
+        ("no such command", &["projct", "list"][..], ["projct"]),
+        ("no such flag", &["token", "list", "--projet", "x"], ["--projet"]),
+        ("a token for its id", &["token", "get", &world.token.secret], ["id"]),
+        ("a missing flag", &["token", "create", "--project", nobody], ["--duration"]),
+    ] {
+        let finished = manage(&world, arguments).await;
+        refused(case, &finished, 2, &words);
+    }
+}
+
+#[tokio::test]
+async fn version_and_help_are_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let here: &Path = folder.path();
+    for arguments in [&["version"][..], &["--version"]] {
+        let finished = run_binary(here, arguments, &[]).await;
+        assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""));
+        let version = finished.stdout.trim_end().strip_prefix("llm-proxy ").unwrap_or_else(|| panic!("{finished:?}"));
+        assert_eq!(version.split('.').count(), 3, "{version}");
+    }
+    for (arguments, words) in [
+        (&["--help"][..], ["server", "demo", "manage"]),
+        (&["server", "--help"], ["LISTEN_ADDR", "--data-dir", "apis:"]),
+        (&["demo", "--help"], ["OPENAI_API_KEY", "--listen-addr", "--data-dir"]),
+        (&["manage", "--help"], ["project", "token", "MANAGEMENT_TOKEN"]),
+        (&["manage", "token", "create", "--help"], ["--max-requests", "--duration", "--model"]),
+    ] {
+        let finished = run_binary(here, arguments, &[]).await;
+        assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""), "{arguments:?}");
+        for word in words {
+            assert!(finished.stdout.contains(word), "{arguments:?}: {word} is missing:\n{}", finished.stdout);
+        }
+    }
+    let finished = run_binary(here, &[], &[]).await;
+    assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""), "nothing asked for");
+    assert!(finished.stderr.contains("llm-proxy demo"), "{finished:?}");
+}
