@@ -4,12 +4,14 @@
 //! what it does not know. Closed sets are enums there, so that the request path writes a number instead of allocating
 //! a name; sinks that speak JSON get the names.
 
+mod begin_key;
 mod json;
 
 use std::fmt;
 
+pub use begin_key::BeginKey;
 pub use generated::{Begin, Cost, EventType, Exchange, Outcome, Source, Times, Usage};
-pub use json::to_json_line;
+pub use json::{append_json_line, to_json_line};
 /// Encoding and decoding of the message types.
 pub use prost::Message;
 

@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 pub use reader::Reader;
-pub use record::{Kind, MAX_PAYLOAD_BYTES, Record};
+pub use record::{Kind, MAX_PAYLOAD_BYTES, Record, RecordRef};
 
 use crate::event::{Begin, Exchange, Message};
 use recovery::Unended;

@@ -88,6 +88,26 @@ fn what_is_appended_is_read_also_after_opening_again() {
 }
 
 #[test]
+fn a_record_lent_is_the_record_copied_also_from_segment_to_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path(), small_segments()).unwrap();
+    let mut reader = journal.reader(0);
+    assert_eq!(reader.next_ref().unwrap(), None);
+    for index in 0..200_u8 {
+        let kind = if index % 3 == 0 { Kind::End } else { Kind::Begin };
+        journal.append(kind, Uuid::now_v7(), index.into(), &vec![index; index.into()]).unwrap();
+    }
+    assert!(segments(dir.path()).len() > 3);
+    let mut lent = Vec::new();
+    while let Some(record) = reader.next_ref().unwrap() {
+        lent.push(Record::from(record));
+    }
+    assert_eq!(lent, rest(&mut journal.reader(0)));
+    assert_eq!(seqs(&lent), (1..=200).collect::<Vec<_>>());
+    assert_eq!(lent[150].payload, [150_u8; 150]);
+}
+
+#[test]
 fn a_torn_tail_is_cut_wherever_it_is_torn() {
     let whole = RECORD_HEAD_BYTES + 3;
     for torn in 1..whole {

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use llm_proxy_plugins::event::{Begin, Message};
+use llm_proxy_plugins::event::BeginKey;
 use llm_proxy_plugins::journal::{Journal, Kind, Reader};
 use llm_proxy_store::{Change, Count, Store};
 use tokio::runtime::Handle;
@@ -98,6 +98,19 @@ impl Asker {
     }
 }
 
+/// Counts one request. The token is nearly always one that has been seen.
+fn count(counts: &mut HashMap<String, (u64, i64)>, begin: &BeginKey<'_>) {
+    match counts.get_mut(begin.token_id) {
+        Some((count, last)) => {
+            *count = count.saturating_add(1);
+            *last = (*last).max(begin.received_us);
+        }
+        None => {
+            counts.insert(begin.token_id.to_owned(), (1, begin.received_us));
+        }
+    }
+}
+
 struct Counting {
     reader: Reader,
     /// Requests and the last of them, by token.
@@ -125,15 +138,13 @@ impl Counting {
         loop {
             let mut read = 0usize;
             while read < MOST_AT_ONCE {
-                match self.reader.next() {
+                match self.reader.next_ref() {
                     Ok(Some(record)) => {
                         read = read.saturating_add(1);
                         if record.kind == Kind::Begin
-                            && let Ok(begin) = Begin::decode(record.payload.as_ref())
+                            && let Some(begin) = BeginKey::read(record.payload)
                         {
-                            let (count, last) = self.counts.entry(begin.token_id).or_insert((0, 0));
-                            *count = count.saturating_add(1);
-                            *last = (*last).max(begin.received_us);
+                            count(&mut self.counts, &begin);
                         }
                     }
                     Ok(None) => break,

@@ -5,11 +5,13 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "a test may be blunt"))]
 
 pub mod call;
+pub mod chunks;
 pub mod cli;
 pub mod data_dir;
 pub mod demo;
 pub mod edge;
 pub mod followers;
+pub mod http1;
 pub mod logging;
 pub mod manage;
 pub mod plane;

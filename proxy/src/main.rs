@@ -20,7 +20,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(NoCommand::Wrong(text)) => {
-            let _ = write!(std::io::stderr(), "{text}");
+            let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
             return ExitCode::from(2);
         }
     };

@@ -18,8 +18,7 @@ use llm_proxy_core::routing::{Api, Routes};
 use llm_proxy_plugins::file_sink::{Books, FileSink};
 use llm_proxy_plugins::journal::{Journal, Options as JournalOptions};
 use llm_proxy_store::{RootKey, Store};
-use pingora_core::connectors::ConnectorOptions;
-use pingora_core::connectors::http::Connector;
+use pingora_core::connectors::{ConnectorOptions, TransportConnector};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::listening::Service;
@@ -101,7 +100,7 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
             .enumerate()
             .map(|(index, api)| Upstream::new(api, index))
             .collect::<Result<_>>()?,
-        connector: Connector::new(Some(ConnectorOptions::new(POOLED))),
+        connector: TransportConnector::new(Some(ConnectorOptions::new(POOLED))),
         tokens: Tokens::new(store.clone(), control.handle().clone(), drain.cut_token()),
         pepper: store.pepper(),
         journal: journal.clone(),

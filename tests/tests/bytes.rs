@@ -351,7 +351,7 @@ async fn the_head_of_an_answer_is_the_providers_and_our_id() {
 const FORMS: [&str; 4] = ["authorization", "x-api-key", "api-key", "x-goog-api-key"];
 
 fn carrying(ask: Ask, form: &str, token: &str) -> Ask {
-    let value = if form == "authorization" { format!("Bearer {token}") } else { token.to_owned() };
+    let value = if form.eq_ignore_ascii_case("authorization") { format!("Bearer {token}") } else { token.to_owned() };
     ask.with(form, &value)
 }
 

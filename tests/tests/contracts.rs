@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use llm_proxy_tests::{Answer, Ask, Ended, Provider, Raw, Refused, World, fixture, metric};
+use llm_proxy_tests::{Answer, Ask, Ended, Provider, Raw, Refused, World, eventually, fixture, metric};
 use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -327,13 +327,24 @@ async fn a_body_that_there_is_no_memory_for_gets_503_and_comes_back_later() {
     let world = World::with(|options| options.set("MAX_HELD_BYTES_TOTAL", "4096")).await;
     let token = world.token_with(json!({"allowed_models": ["*"]})).await;
     for provider in [Provider::OpenAi, Provider::Anthropic] {
-        let ask = provider.ask(&token.secret);
         let before = world.upstream_count();
-        let large = provider.body().to_owned() + &" ".repeat(8192);
-        let answer = world.ask(&ask.clone().body(large)).await;
+        // A body that has been promised holds its share of the budget while it is on its way.
+        let holding = provider.ask(&token.secret).body(provider.body().to_owned() + &" ".repeat(4000 - provider.body().len()));
+        let bytes = holding.bytes();
+        let (first, last) = bytes.split_at(bytes.len() - 1);
+        let mut holder = Raw::connect(world.product.data_addr()).await;
+        holder.write(first).await;
+        eventually(Duration::from_secs(5), "the budget to be held", async || {
+            (metric(&world.product.metrics().await, "llm_proxy_held_bytes", &[]) > 0.0).then_some(())
+        })
+        .await;
+        let ask = provider.ask(&token.secret).body(provider.body().to_owned() + &" ".repeat(1024));
+        let answer = world.ask(&ask).await;
         Refused::OVERLOADED.check("held", provider, &answer);
         world.check_record("held", &answer, "shed", Some("overloaded")).await;
         assert_eq!(world.upstream_count(), before);
+        holder.write(last).await;
+        assert_eq!(holder.read_answer(false).await.status, 200);
         assert_eq!(world.ask(&ask).await.status, 200, "the budget is given back");
     }
 }

@@ -282,17 +282,14 @@ async fn refuse_early(mut wire: Wire, after: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_early_413_reaches_the_client_whatever_the_upstream_does_next_and_the_pool_stays_clean() {
     let rude = Upstream::start(|mut wire, _| async move {
-        let Some(head) = wire.try_head().await else { return };
-        match head.field("x-after") {
-            Some(after) => refuse_early(wire, &after.to_owned()).await,
-            None => {
-                let mut body = wire.rest().await;
-                while body.1 {
-                    wire.send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nclean").await;
-                    let Some((_, next)) = wire.request().await else { return };
-                    body = (next, true);
-                }
+        while let Some(head) = wire.try_head().await {
+            if let Some(after) = head.field("x-after") {
+                return refuse_early(wire, &after.to_owned()).await;
             }
+            if !wire.rest().await.1 {
+                return;
+            }
+            wire.send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nclean").await;
         }
     })
     .await;

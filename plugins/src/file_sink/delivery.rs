@@ -116,16 +116,16 @@ impl Delivery {
     /// Fills the batch from the journal. True if that has no more now.
     fn gather(&mut self) -> Result<bool, FileSinkError> {
         while self.line_events < MAX_BATCH_EVENTS && self.lines.len() < MAX_BATCH_BYTES {
-            let Some(record) = self.reader.next()? else { return Ok(true) };
+            let Some(record) = self.reader.next_ref()? else { return Ok(true) };
             if record.kind != Kind::End {
                 continue;
             }
-            let Ok(exchange) = Exchange::decode(record.payload.as_slice()) else {
+            let Ok(exchange) = Exchange::decode(record.payload) else {
                 self.undecodable = self.undecodable.saturating_add(1);
                 continue;
             };
             if self.already_written.is_empty() || !self.already_written.remove(&exchange.id) {
-                self.lines.extend_from_slice(&event::to_json_line(&exchange));
+                event::append_json_line(&exchange, &mut self.lines);
                 self.lines.push(b'\n');
                 self.line_events = self.line_events.saturating_add(1);
             }

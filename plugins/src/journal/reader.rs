@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::record::{Kind, Record};
+use super::record::{Head, Kind, Record, RecordRef};
 use super::segment::SegmentStream;
 use super::{JournalError, Shared, segment};
 
@@ -34,6 +34,21 @@ impl Reader {
     /// [`JournalError::Io`] when a segment cannot be read. Asking again tries again.
     #[allow(clippy::should_implement_trait, reason = "unlike an iterator's, this `None` is not the end")]
     pub fn next(&mut self) -> Result<Option<Record>, JournalError> {
+        Ok(self.next_ref()?.map(Record::from))
+    }
+
+    /// As [`Self::next`], but lends the payload instead of copying it. While no record has been appended since the
+    /// last one read, this costs one atomic load.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn next_ref(&mut self) -> Result<Option<RecordRef<'_>>, JournalError> {
+        let Some((kind, head)) = self.advance()? else { return Ok(None) };
+        let payload = self.open.as_ref().map(|open| open.stream.payload(&head)).unwrap_or_default();
+        Ok(Some(RecordRef { kind, seq: head.seq, time_us: head.time_us, event_id: head.event_id, payload }))
+    }
+
+    fn advance(&mut self) -> Result<Option<(Kind, Head)>, JournalError> {
         loop {
             let position = self.shared.position();
             if self.last_seq >= position {
@@ -67,9 +82,9 @@ impl Reader {
             let missing = head.seq.saturating_sub(self.last_seq).saturating_sub(1);
             self.skipped = self.skipped.saturating_add(missing);
             self.last_seq = head.seq;
-            let Some(kind) = Kind::from_code(head.code) else { continue };
-            let payload = open.stream.payload(&head).to_vec();
-            return Ok(Some(Record { kind, seq: head.seq, time_us: head.time_us, event_id: head.event_id, payload }));
+            if let Some(kind) = Kind::from_code(head.code) {
+                return Ok(Some((kind, head)));
+            }
         }
     }
 

@@ -58,6 +58,28 @@ pub struct Record {
     pub payload: Vec<u8>,
 }
 
+/// A record as its reader holds it, for a consumer that needs no copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordRef<'a> {
+    /// As [`Record::kind`].
+    pub kind: Kind,
+    /// As [`Record::seq`].
+    pub seq: u64,
+    /// As [`Record::time_us`].
+    pub time_us: i64,
+    /// As [`Record::event_id`].
+    pub event_id: Uuid,
+    /// As [`Record::payload`].
+    pub payload: &'a [u8],
+}
+
+impl From<RecordRef<'_>> for Record {
+    fn from(record: RecordRef<'_>) -> Self {
+        let RecordRef { kind, seq, time_us, event_id, payload } = record;
+        Self { kind, seq, time_us, event_id, payload: payload.to_vec() }
+    }
+}
+
 /// Everything of a record but its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {

@@ -16,6 +16,8 @@ const MAGIC: [u8; 8] = *b"LLMPJRNL";
 const SUFFIX: &str = ".seg";
 const NAME_DIGITS: usize = 20;
 const CHUNK_BYTES: usize = 128 << 10;
+/// The least room that a read is given.
+const MIN_ROOM_BYTES: usize = CHUNK_BYTES / 2;
 /// How far past the last known record a growing file may already be.
 const ARRIVING_RECORDS: u64 = 4_096;
 
@@ -75,11 +77,14 @@ fn parse_header(bytes: &[u8]) -> Option<Header> {
 /// A segment being read. Keeps its place, so that it can go on where it stopped once the file has grown.
 pub(super) struct SegmentStream {
     file: File,
-    /// Where in the file the buffer ends.
+    /// Where in the file the bytes held end.
     read_bytes: u64,
+    /// Zeroed once, when it is made or grows, and then only read into.
     buffer: Vec<u8>,
     /// Where in the buffer the next record starts.
     start: usize,
+    /// Where in the buffer the bytes from the file end.
+    end: usize,
     /// The lowest number that the next record can have.
     next_seq: u64,
     header: Option<Header>,
@@ -92,7 +97,8 @@ impl SegmentStream {
     }
 
     fn of_file(file: File, first_seq: u64) -> io::Result<Self> {
-        let mut stream = Self { file, read_bytes: 0, buffer: Vec::new(), start: 0, next_seq: first_seq, header: None };
+        let (buffer, next_seq) = (vec![0; CHUNK_BYTES], first_seq);
+        let mut stream = Self { file, read_bytes: 0, buffer, start: 0, end: 0, next_seq, header: None };
         while stream.held().len() < HEADER_BYTES && stream.fill()? > 0 {}
         stream.header = parse_header(stream.held()).filter(|header| header.first_seq == first_seq);
         // Where the header is damaged, its bytes are searched for records like any other damage.
@@ -163,26 +169,28 @@ impl SegmentStream {
     }
 
     fn held(&self) -> &[u8] {
-        self.buffer.get(self.start..).unwrap_or_default()
+        self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 
     /// Reads on; 0 where the file ends now.
     fn fill(&mut self) -> io::Result<usize> {
-        self.buffer.drain(..self.start.min(self.buffer.len()));
+        // What is held is the beginning of one record, mostly nothing.
+        self.buffer.copy_within(self.start.min(self.end)..self.end, 0);
+        self.end = self.end.saturating_sub(self.start);
         self.start = 0;
-        let held = self.buffer.len();
-        self.buffer.resize(held.saturating_add(CHUNK_BYTES), 0);
+        if self.buffer.len().saturating_sub(self.end) < MIN_ROOM_BYTES {
+            self.buffer.resize(self.end.saturating_add(CHUNK_BYTES), 0);
+        }
+        let room = self.buffer.get_mut(self.end..).unwrap_or_default();
         let read = loop {
-            let room = self.buffer.get_mut(held..).unwrap_or_default();
             match self.file.read_at(room, self.read_bytes) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => break result,
+                result => break result?,
             }
         };
-        let read_now = *read.as_ref().unwrap_or(&0);
-        self.buffer.truncate(held.saturating_add(read_now));
-        self.read_bytes = self.read_bytes.saturating_add(read_now as u64);
-        read
+        self.end = self.end.saturating_add(read);
+        self.read_bytes = self.read_bytes.saturating_add(read as u64);
+        Ok(read)
     }
 }
 
@@ -255,6 +263,28 @@ mod tests {
     fn records_larger_than_the_buffer_are_read() {
         let payloads = [vec![1; record::MAX_PAYLOAD_BYTES], vec![2; CHUNK_BYTES], vec![3; 10]];
         assert_eq!(read_all(&segment(&payloads).0, 3), numbered(&payloads));
+    }
+
+    #[test]
+    fn a_file_that_grows_by_a_few_bytes_at_a_time_is_read_through_a_buffer_that_stays_small() {
+        let payloads: Vec<_> = (0..600_usize).map(|index| vec![index as u8; index]).collect();
+        let (bytes, ends) = segment(&payloads);
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = File::create(path(dir.path(), 1)).unwrap();
+        file.write_all(&bytes[..HEADER_BYTES]).unwrap();
+        let mut stream = SegmentStream::open(dir.path(), 1).unwrap();
+        let mut found = Vec::new();
+        let mut written = HEADER_BYTES;
+        for piece in bytes[HEADER_BYTES..].chunks(777) {
+            file.write_all(piece).unwrap();
+            written += piece.len();
+            let whole = ends.iter().filter(|end| **end <= written).count() as u64;
+            while let Some(head) = stream.next(whole, true).unwrap() {
+                found.push((head.seq, stream.payload(&head).to_vec()));
+            }
+        }
+        assert_eq!(found, numbered(&payloads));
+        assert_eq!(stream.buffer.len(), CHUNK_BYTES);
     }
 
     #[test]

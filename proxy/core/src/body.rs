@@ -36,6 +36,11 @@ impl Fields {
         self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value)
     }
 
+    /// Fields of another form than JSON, whose values are all texts.
+    pub fn from_texts(fields: Vec<(String, String)>) -> Self {
+        Self(fields.into_iter().map(|(name, value)| (name, Value::String(value))).collect())
+    }
+
     /// The `model` field when it is a string.
     pub fn model(&self) -> Option<&str> {
         self.get("model").and_then(Value::as_str)

@@ -9,6 +9,7 @@ pub mod answer;
 pub mod body;
 pub mod dialect;
 pub mod limits;
+pub mod multipart;
 pub mod policy;
 pub mod prices;
 pub mod routing;

@@ -24,6 +24,8 @@ use crate::usage::Usage;
 
 /// Decimal places of a price in units.
 const PLACES: u32 = 24;
+/// Cuts a price into parts of twelve digits, which 64 bits hold.
+const TRILLION: u128 = 10u128.pow(12);
 
 static SHIPPED: LazyLock<PriceTable> = LazyLock::new(|| {
     // A table that does not parse prices nothing; a test reads the shipped one.
@@ -166,16 +168,24 @@ impl PriceTable {
     }
 
     fn model(&self, dialect: Dialect, answered: Option<&str>, requested: Option<&str>) -> Option<&Model> {
-        let names = || [answered, requested].into_iter().flatten().map(|name| name.trim_start_matches("models/"));
+        let names = || [answered, requested].into_iter().flatten().map(without_folder);
         names().find_map(|name| self.models.get(name)).or_else(|| names().find_map(|name| self.prefixed(dialect, name)))
     }
 
     fn prefixed(&self, dialect: Dialect, name: &str) -> Option<&Model> {
         let mut found =
-            prefixes(dialect).iter().filter_map(|prefix| self.models.get(format!("{prefix}{name}").as_str()));
+            prefixes(dialect).iter().filter_map(|prefix| self.models.get([*prefix, name].concat().as_str()));
         let first = found.next()?;
         found.all(|other| other == first).then_some(first)
     }
+}
+
+/// Gemini's way of naming models, `models/NAME`.
+fn without_folder(mut name: &str) -> &str {
+    while let Some(rest) = name.strip_prefix("models/") {
+        name = rest;
+    }
+    name
 }
 
 fn prefixes(dialect: Dialect) -> &'static [&'static str] {
@@ -333,14 +343,47 @@ fn units(json: &str) -> Option<u128> {
     (units <= 10u128.pow(30)).then_some(units)
 }
 
+/// Units as USD. By hand, as this runs for every exchange: 128 bits divided twice, then digits of 64-bit numbers.
 fn decimal(units: u128) -> String {
-    let one = 10u128.pow(PLACES);
-    let (whole, fraction) = (units.checked_div(one).unwrap_or(0), units.checked_rem(one).unwrap_or(0));
-    if fraction == 0 {
-        return whole.to_string();
+    let (above, lower) = split(units);
+    let (whole, upper) = split(above);
+    // 2^128 units are less than 10^15 USD.
+    let (mut whole_digits, mut places) = ([b'0'; 15], [b'0'; PLACES as usize]);
+    fill(&mut whole_digits, u64::try_from(whole).unwrap_or(u64::MAX));
+    let (upper_places, lower_places) = places.split_at_mut(12);
+    fill(upper_places, upper);
+    fill(lower_places, lower);
+
+    // The last digit stays, also as 0.
+    let leading = whole_digits.iter().position(|digit| *digit != b'0').unwrap_or(14);
+    let last = places.iter().rposition(|digit| *digit != b'0');
+    let whole_digits = whole_digits.get(leading..).unwrap_or_default();
+    let places = last.and_then(|last| places.get(..=last)).unwrap_or_default();
+    let mut text = String::with_capacity(whole_digits.len().saturating_add(1).saturating_add(places.len()));
+    text.push_str(std::str::from_utf8(whole_digits).unwrap_or_default());
+    if !places.is_empty() {
+        text.push('.');
+        text.push_str(std::str::from_utf8(places).unwrap_or_default());
     }
-    let fraction = format!("{fraction:024}");
-    format!("{whole}.{}", fraction.trim_end_matches('0'))
+    text
+}
+
+/// What stands above the lowest twelve digits, and these.
+fn split(number: u128) -> (u128, u64) {
+    let above = number.checked_div(TRILLION).unwrap_or(0);
+    let lowest = number.wrapping_sub(above.wrapping_mul(TRILLION));
+    (above, u64::try_from(lowest).unwrap_or(u64::MAX))
+}
+
+/// Writes a number's digits over zeros, from the right.
+fn fill(zeros: &mut [u8], mut number: u64) {
+    for digit in zeros.iter_mut().rev() {
+        if number == 0 {
+            return;
+        }
+        *digit = b'0'.wrapping_add(u8::try_from(number % 10).unwrap_or(0));
+        number /= 10;
+    }
 }
 
 #[cfg(test)]
@@ -390,6 +433,17 @@ mod tests {
             (215 * 10u128.pow(17), "0.0000215"),
         ] {
             assert_eq!(decimal(units), expected);
+        }
+    }
+
+    #[test]
+    fn a_decimal_is_what_formatting_would_write() {
+        let one = 10u128.pow(PLACES);
+        let round = (0..39).flat_map(|digits| [1, 7, 12_345].map(|number| 10u128.pow(digits).wrapping_mul(number)));
+        let uneven = round.flat_map(|units| [units, units.wrapping_sub(1), units ^ 0x5555_5555_5555]);
+        for units in uneven.chain([0, u128::MAX]) {
+            let expected = format!("{}.{:024}", units / one, units % one);
+            assert_eq!(decimal(units), expected.trim_end_matches('0').trim_end_matches('.'), "{units}");
         }
     }
 

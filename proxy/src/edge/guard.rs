@@ -20,7 +20,7 @@ use pingora_core::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::chunks::ChunkRules;
+use crate::chunks::ChunkRules;
 
 /// A client connection with our rules applied. Made once for a connection, armed for each request.
 #[derive(Debug)]

@@ -3,7 +3,6 @@
 //! Pingora's session gets a head of our own making that carries framing and nothing else; everything the client wrote
 //! stands in the [`Call`](crate::call::Call). So Pingora parses little, and cannot repair what should be refused.
 
-mod chunks;
 mod guard;
 mod head;
 mod reader;
@@ -21,8 +20,10 @@ use pingora_core::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub use self::guard::{Guard, is_framing_fault};
+pub use self::head::{has_control, is_token};
 use self::reader::{Received, read_head};
 use crate::call::{Call, Framing, Version};
+use crate::plane::credentials::Remembered;
 use crate::plane::{Plane, reply};
 
 /// How long a kept-alive connection may stay silent between requests, and a new one before its first.
@@ -70,6 +71,7 @@ impl Edge {
 impl ServerApp for Edge {
     async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
         let mut guard = Box::new(Guard::new(stream));
+        let mut remembered = Remembered::default();
         loop {
             let received = tokio::select! {
                 biased;
@@ -82,7 +84,7 @@ impl ServerApp for Edge {
                         Ok(()) => {
                             let mut session = ServerSession::new_http1(guard);
                             session.set_pipelined_prefix(framing_head(&call, &beyond));
-                            let stream = self.plane.serve(session, call).await?;
+                            let stream = self.plane.serve(session, call, &mut remembered).await?;
                             guard = Guard::from_stream(stream)?;
                             continue;
                         }

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use http::HeaderValue;
 use llm_proxy_core::dialect::Dialect;
+use llm_proxy_core::secret::Secret;
 use llm_proxy_core::target::{Target, decode};
-use llm_proxy_core::token::ProxyToken;
+use llm_proxy_core::token::{Pepper, ProxyToken, TokenDigest};
 
 use super::tokens::ProviderKey;
 use crate::call::{Call, Name};
@@ -28,15 +29,15 @@ pub struct NoToken;
 ///
 /// # Errors
 /// [`NoToken`].
-pub fn find(call: &Call, target: &Target<'_>, dialect: Dialect) -> Result<(ProxyToken, Forms), NoToken> {
+pub fn find<'a>(call: &'a Call, target: &Target<'a>, dialect: Dialect) -> Result<(Cow<'a, str>, Forms), NoToken> {
     let mut forms = Forms::default();
-    let mut token: Option<Cow<'_, str>> = None;
-    let mut take = |form: &mut bool, text: Cow<'_, str>| -> Result<(), NoToken> {
+    let mut token: Option<Cow<'a, str>> = None;
+    let mut take = |form: &mut bool, text: Cow<'a, str>| -> Result<(), NoToken> {
         if *form || token.as_ref().is_some_and(|token| *token != text) {
             return Err(NoToken);
         }
         *form = true;
-        token = Some(Cow::Owned(text.into_owned()));
+        token = Some(text);
         Ok(())
     };
     for field in call.fields() {
@@ -56,8 +57,36 @@ pub fn find(call: &Call, target: &Target<'_>, dialect: Dialect) -> Result<(Proxy
             take(&mut forms.query, decode(value.value).ok_or(NoToken)?)?;
         }
     }
-    let token = token.ok_or(NoToken)?;
-    Ok((ProxyToken::parse(&token).map_err(|_| NoToken)?, forms))
+    Ok((token.ok_or(NoToken)?, forms))
+}
+
+/// The token of the last request on this connection, and its digest: a client that keeps its connection keeps its
+/// token, and need not be hashed again.
+#[derive(Debug, Default)]
+pub struct Remembered(Option<(Secret, TokenDigest)>);
+
+impl Remembered {
+    /// The digest under which this text would be known.
+    ///
+    /// # Errors
+    /// [`NoToken`] when the text has not the form of a token.
+    pub fn digest(&mut self, pepper: &Pepper, text: &str) -> Result<TokenDigest, NoToken> {
+        if let Some((token, digest)) = &self.0
+            && equal(token.expose().as_bytes(), text.as_bytes())
+        {
+            return Ok(*digest);
+        }
+        let token = ProxyToken::parse(text).map_err(|_| NoToken)?;
+        let digest = pepper.digest(&token);
+        self.0 = Some((Secret::new(text), digest));
+        Ok(digest)
+    }
+}
+
+/// Compares in a time that depends on the lengths alone: behind a load balancer, the last request on a connection may
+/// have been somebody else's.
+fn equal(one: &[u8], other: &[u8]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).fold(0, |found, (one, other)| found | (one ^ other)) == 0
 }
 
 /// The token of `Bearer …` (RFC 6750 §2.1); the scheme in any letter case.

@@ -11,14 +11,14 @@ use futures::FutureExt;
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::routing::{Api, Hints, Route};
 use llm_proxy_core::target::Target;
+use llm_proxy_core::token::TokenDigest;
 use llm_proxy_core::usage::{Answer, Meter};
-use llm_proxy_core::{body, token::ProxyToken};
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use tokio::time::{Instant, sleep_until};
 
 use super::clocks::{after, earlier};
-use super::credentials::{self, Forms};
+use super::credentials::{self, Forms, Remembered};
 use super::forward::{self, AnswerFraming, Destination};
 use super::judge::{self, BodyRule};
 use super::settle::{self, Exchange, Outcome};
@@ -29,6 +29,7 @@ use super::upstream::{ConnectError, Connection, Upstream};
 use super::{Gateway, clean, cors, reply};
 use crate::call::{Call, Framing, Name};
 use crate::edge::Guard;
+use crate::http1::{AnswerHead, BodyFraming, Fault};
 
 /// The answer broke off, or nobody is there to read one: the connection must end without a clean close.
 pub struct Broken;
@@ -66,9 +67,14 @@ impl From<ClientFault> for Stop {
 ///
 /// # Errors
 /// [`Broken`] when the connection must not be closed cleanly.
-pub async fn run(gateway: &Gateway, client: &mut ServerSession, call: &Call) -> Result<(), Broken> {
+pub async fn run(
+    gateway: &Gateway,
+    client: &mut ServerSession,
+    call: &Call,
+    remembered: &mut Remembered,
+) -> Result<(), Broken> {
     let mut exchange = Exchange::begin(gateway, call);
-    match carry(gateway, client, call, &mut exchange).await {
+    match carry(gateway, client, call, remembered, &mut exchange).await {
         Ok(()) | Err(Stop::Answered) => Ok(()),
         Err(stop) => end(gateway, client, call, exchange, stop).await,
     }
@@ -78,6 +84,7 @@ async fn carry(
     gateway: &Gateway,
     client: &mut ServerSession,
     call: &Call,
+    remembered: &mut Remembered,
     exchange: &mut Exchange<'_>,
 ) -> Result<(), Stop> {
     let target = Target::new(call.target());
@@ -96,7 +103,8 @@ async fn carry(
     }
 
     let (token, forms) = credentials::find(call, &target, exchange.dialect).map_err(|_| Refusal::InvalidApiKey)?;
-    let known = authenticate(gateway, &token).await?;
+    let digest = remembered.digest(&gateway.pepper, &token).map_err(|_| Refusal::InvalidApiKey)?;
+    let known = authenticate(gateway, &digest).await?;
     exchange.known = Some(Arc::clone(&known));
     let cut = known.state.watch();
 
@@ -118,7 +126,7 @@ async fn carry(
     }
     let mut upload = match rule {
         BodyRule::Pass => Upload::streamed(call, upstream.max_request_bytes),
-        BodyRule::Read => judged_body(gateway, client, call, exchange, upstream, api, &known, &route).await?,
+        _ => judged_body(gateway, client, call, exchange, upstream, api, &known, &route, &rule).await?,
     };
     known
         .state
@@ -141,7 +149,7 @@ async fn carry(
     relay(client, call, exchange, upstream, &mut upload, &mut provider, &cors_fields, &cut).await?;
 
     if upload.sent_all {
-        provider.release(&gateway.connector).await;
+        provider.release(&gateway.connector);
     }
     Ok(())
 }
@@ -158,8 +166,8 @@ fn hints(call: &Call) -> Hints {
     hints
 }
 
-async fn authenticate(gateway: &Gateway, token: &ProxyToken) -> Result<Arc<Known>, Refusal> {
-    match gateway.tokens.find(&gateway.pepper.digest(token)).await {
+async fn authenticate(gateway: &Gateway, digest: &TokenDigest) -> Result<Arc<Known>, Refusal> {
+    match gateway.tokens.find(digest).await {
         Ok(Some(known)) => Ok(known),
         Ok(None) => Err(Refusal::InvalidApiKey),
         Err(Unavailable) => Err(Refusal::StoreUnavailable),
@@ -194,16 +202,15 @@ async fn judged_body(
     api: &Api,
     known: &Known,
     route: &Route,
+    rule: &BodyRule,
 ) -> Result<Upload, Stop> {
     let waiting = Instant::now();
     let limit = upstream.max_held_bytes.min(upstream.max_request_bytes);
     let (whole, hold) = read_whole(client, call, limit, &gateway.held, upstream.timeouts.idle).await?;
     exchange.waited_for_client = waiting.elapsed();
-    let fields = body::read(&whole, &judge::wanted(api)).map_err(|bad| judge::bad_body(&bad))?;
-    if let Some(model) = fields.model() {
-        exchange.model_requested = Some(clean::text(model, 256));
+    if let Some(model) = judge::body(rule, &whole, api, known, route)? {
+        exchange.model_requested = Some(model);
     }
-    judge::fields(&fields, api, known, route)?;
     Ok(Upload::held(whole, hold))
 }
 
@@ -238,14 +245,13 @@ async fn send(
     loop {
         let mut provider = connect(gateway, client, upstream, upload, cut, fresh).await?;
         let may_repeat = provider.reused && !fresh;
-        let head = forward::request_head(call, to)
-            .map_err(|_| Refusal::InvalidRequest("a field cannot be forwarded".into()))?;
+        provider.http.put_head(forward::request_head(call, to), to.framing, call.method() == "HEAD");
         exchange.record_begin();
         if let Some(permit) = permit.take() {
             permit.spend();
         }
         let idle = upstream.timeouts.idle;
-        match send_once(client, call, exchange, upstream, upload, &mut provider, head, cut, idle).await {
+        match send_once(client, call, exchange, upstream, upload, &mut provider, cut, idle).await {
             Err(Attempt::Stale) if may_repeat && !upload.sent_any => fresh = true,
             Err(Attempt::Stale) => return Err(Refusal::UpstreamUnreachable.into()),
             Err(Attempt::Stop(stop)) => return Err(stop),
@@ -302,30 +308,19 @@ async fn send_once(
     upstream: &Upstream,
     upload: &mut Upload,
     provider: &mut Connection,
-    head: Box<pingora_http::RequestHeader>,
     cut: &Watch,
     idle: Duration,
 ) -> Result<(), Attempt> {
-    let written = tokio::select! {
-        biased;
-        reason = cut.cut() => return Err(Stop::Cut(reason).into()),
-        written = tokio::time::timeout(idle, provider.session.write_request_header(head)) => written,
-    };
-    match written {
-        Err(_) => return Err(Refusal::UpstreamTimeout("idle").into()),
-        Ok(Err(_)) => return Err(Attempt::Stale),
-        Ok(Ok(())) => {}
-    }
     let clock = sleep_until(after(Instant::now(), upstream.timeouts.first_byte));
     tokio::pin!(clock);
     let total = upstream.timeouts.total.map(|total| after(exchange.received().into(), total));
     loop {
-        if upload.has_queued() {
+        if upload.has_queued() || provider.http.has_output() {
             let before = exchange.request_bytes;
             let outcome = tokio::select! {
                 biased;
+                outcome = upload.write_queued(&mut provider.http, idle, &mut exchange.request_bytes) => outcome,
                 reason = cut.cut() => return Err(Stop::Cut(reason).into()),
-                outcome = upload.write_queued(&mut provider.session, idle, &mut exchange.request_bytes) => outcome,
             };
             if exchange.request_bytes > before {
                 clock.as_mut().reset(after(Instant::now(), upstream.timeouts.first_byte));
@@ -344,14 +339,14 @@ async fn send_once(
         tokio::select! {
             biased;
             reason = cut.cut() => return Err(Stop::Cut(reason).into()),
-            read = provider.session.read_response_header() => match read {
+            read = provider.http.read_head() => match read {
                 Ok(()) if is_interim(provider) => forward_interim(client, call, provider).await?,
                 Ok(()) => {
                     exchange.note_first_byte();
                     return Ok(());
                 }
-                Err(error) if provider.reused && !upload.sent_any && is_closed(&error) => return Err(Attempt::Stale),
-                Err(error) => return Err(unreadable(&error).into()),
+                Err(Fault::Closed | Fault::Io(_)) if provider.reused && !upload.sent_any => return Err(Attempt::Stale),
+                Err(fault) => return Err(unreadable(&fault).into()),
             },
             from_client = upload.next(client) => match from_client? {
                 FromClient::Queued | FromClient::Nothing => {}
@@ -375,42 +370,38 @@ async fn early_answer(
     upload.discard_rest();
     let patience = Duration::from_secs(1);
     loop {
-        match tokio::time::timeout(patience, provider.session.read_response_header()).await {
+        match tokio::time::timeout(patience, provider.http.read_head()).await {
             Ok(Ok(())) if is_interim(provider) => {}
             Ok(Ok(())) => {
                 exchange.note_first_byte();
                 return Ok(());
             }
             _ if fault == WriteFault::TooSlow => return Err(Refusal::UpstreamTimeout("idle").into()),
-            _ if provider.reused && call.framing == Framing::None => return Err(Attempt::Stale),
+            _ if provider.reused && !upload.sent_any && call.framing == Framing::None => return Err(Attempt::Stale),
             _ => return Err(Refusal::UpstreamUnreachable.into()),
         }
     }
 }
 
 fn is_interim(provider: &Connection) -> bool {
-    provider.session.response_header().is_some_and(|head| head.status.is_informational() && head.status != 101)
-}
-
-fn is_closed(error: &pingora_core::Error) -> bool {
-    matches!(error.etype().as_str(), "ConnectionClosed" | "ReadError" | "WriteError")
+    provider.http.answer().is_some_and(AnswerHead::is_interim)
 }
 
 /// What a failure to read an answer's head is.
-fn unreadable(error: &pingora_core::Error) -> Refusal {
-    tracing::warn!(kind = error.etype().as_str(), "a provider gave no usable answer head");
-    if error.etype().as_str().starts_with("Invalid") { Refusal::UpstreamInvalid } else { Refusal::UpstreamUnreachable }
+fn unreadable(fault: &Fault) -> Refusal {
+    tracing::warn!(%fault, "a provider gave no usable answer head");
+    if matches!(fault, Fault::Invalid(_)) { Refusal::UpstreamInvalid } else { Refusal::UpstreamUnreachable }
 }
 
 /// Passes 103 Early Hints on; 100 was for us.
 async fn forward_interim(client: &mut ServerSession, call: &Call, provider: &Connection) -> Result<(), Stop> {
-    let Some(hints) = provider.session.response_header() else { return Ok(()) };
-    if hints.status != 103 || call.version == crate::call::Version::Http10 {
+    let Some(hints) = provider.http.answer() else { return Ok(()) };
+    if hints.status() != 103 || call.version == crate::call::Version::Http10 {
         return Ok(());
     }
-    let mut head = ResponseHeader::build_no_case(103, Some(hints.headers.len())).map_err(|_| Refusal::Internal)?;
-    for link in hints.headers.get_all(http::header::LINK) {
-        head.append_header(http::header::LINK, link.clone()).map_err(|_| Refusal::Internal)?;
+    let mut head = ResponseHeader::build_no_case(103, Some(4)).map_err(|_| Refusal::Internal)?;
+    for link in hints.all("link") {
+        head.append_header(http::header::LINK, link).map_err(|_| Refusal::UpstreamInvalid)?;
     }
     client.write_response_header(Box::new(head)).await.map_err(|_| Stop::ClientGone)
 }
@@ -432,17 +423,14 @@ async fn relay(
         upload.discard_rest();
     }
     // Looked at before the head is written: a whole answer that is here already goes out in one write.
-    let mut next = if framing == AnswerFraming::NoBody {
-        Some(Ok(None))
-    } else {
-        provider.session.read_response_body().now_or_never()
-    };
+    let mut next =
+        if framing == AnswerFraming::NoBody { Some(Ok(None)) } else { provider.http.read_body().now_or_never() };
     if next.is_none()
         && let Some(stream) = client.stream()
     {
         Guard::flush_each_write(stream);
     }
-    let Some(answer) = provider.session.response_header() else { return Err(Refusal::UpstreamInvalid.into()) };
+    let Some(answer) = provider.http.answer() else { return Err(Refusal::UpstreamInvalid.into()) };
     let head = forward::answer_head(call, answer, framing, &exchange.id.field, cors_fields)
         .map_err(|_| Refusal::UpstreamInvalid)?;
     if framing == AnswerFraming::UntilClose || exchange.is_stopping() {
@@ -467,7 +455,7 @@ async fn relay(
             Some(read) => read,
             None => tokio::select! {
                 biased;
-                read = provider.session.read_response_body() => read,
+                read = provider.http.read_body() => read,
                 reason = cut.cut() => return Err(Stop::Cut(reason)),
                 from_client = upload.next(client) => {
                     pump_late(from_client, exchange, upload, provider, idle, cut).await?;
@@ -488,61 +476,48 @@ async fn relay(
             },
         };
         let piece = match read {
-            Ok(Some(piece)) if piece.is_empty() => continue,
             Ok(Some(piece)) => piece,
             Ok(None) => break,
-            Err(error) => return Err(broken_answer(&error)),
+            Err(fault) => return Err(broken_answer(&fault)),
         };
         progress = Instant::now();
         exchange.note_piece(piece.len());
         if let Some(meter) = &mut exchange.meter {
             meter.observe(&piece);
         }
-        next = provider.session.read_response_body().now_or_never();
+        next = provider.http.read_body().now_or_never();
         if matches!(next, Some(Ok(None))) {
             // The record of the end is in the file before the client can see the end.
-            exchange.settle(Outcome::Finished, until_close(framing, provider));
+            exchange.settle(Outcome::Finished, until_close(provider));
         } else if exchange.meter.as_ref().is_some_and(Meter::is_over) {
             exchange.settle(Outcome::Finished, None);
         }
         write(client.write_response_body(piece, false), cut).await?;
     }
-    exchange.settle(Outcome::Finished, until_close(framing, provider));
+    exchange.settle(Outcome::Finished, until_close(provider));
     Ok(())
 }
 
-/// Judges the answer's framing and starts metering it.
+/// Takes note of the answer's head, and starts metering its body.
 fn begin_answer(call: &Call, exchange: &mut Exchange<'_>, provider: &Connection) -> Result<AnswerFraming, Refusal> {
-    let session = &provider.session;
-    let (Some(answer), Some(h1)) = (session.response_header(), session.as_http1()) else {
-        return Err(Refusal::UpstreamInvalid);
-    };
-    let framing = forward::answer_framing(call, answer, &h1.get_headers_raw_bytes()).map_err(|error| {
-        tracing::warn!(%error, "a provider's answer was refused");
-        Refusal::UpstreamInvalid
-    })?;
-    exchange.status = Some(answer.status.as_u16());
+    let Some(answer) = provider.http.answer() else { return Err(Refusal::UpstreamInvalid) };
+    exchange.status = Some(answer.status());
     exchange.provider_request_id =
         forward::provider_request_id(exchange.dialect, answer).map(|id| clean::text(id, 256));
-    let field = |name| answer.headers.get(name).map_or(&b""[..], http::HeaderValue::as_bytes);
-    exchange.meter = Some(Meter::new(
-        &Answer {
-            dialect: exchange.dialect,
-            status: answer.status.as_u16(),
-            content_type: field(http::header::CONTENT_TYPE),
-            content_encoding: field(http::header::CONTENT_ENCODING),
-        },
-        exchange.endpoint,
-    ));
-    Ok(framing)
+    let head = Answer {
+        dialect: exchange.dialect,
+        status: answer.status(),
+        content_type: answer.get("content-type").unwrap_or(b""),
+        content_encoding: answer.get("content-encoding").unwrap_or(b""),
+    };
+    exchange.meter = Some(Meter::new(&head, exchange.endpoint));
+    Ok(forward::answer_framing(call, answer))
 }
 
 /// An answer that ends with its connection cannot be told from one that was cut: the record says so.
-fn until_close(framing: AnswerFraming, provider: &Connection) -> Option<Cow<'static, str>> {
-    let head = provider.session.response_header()?;
-    let framed = head.headers.contains_key(http::header::CONTENT_LENGTH)
-        || head.headers.contains_key(http::header::TRANSFER_ENCODING);
-    (framing != AnswerFraming::NoBody && !framed).then_some("until_close".into())
+fn until_close(provider: &Connection) -> Option<Cow<'static, str>> {
+    let answer = provider.http.answer()?;
+    (answer.framing() == BodyFraming::UntilClose).then_some("until_close".into())
 }
 
 /// A piece of the request while the answer already comes.
@@ -565,7 +540,7 @@ async fn pump_late(
     tokio::select! {
         biased;
         reason = cut.cut() => Err(Stop::Cut(reason)),
-        written = upload.write_queued(&mut provider.session, idle, &mut exchange.request_bytes) => {
+        written = upload.write_queued(&mut provider.http, idle, &mut exchange.request_bytes) => {
             if written.is_err() {
                 upload.discard_rest();
             }
@@ -574,8 +549,8 @@ async fn pump_late(
     }
 }
 
-fn broken_answer(error: &pingora_core::Error) -> Stop {
-    tracing::warn!(kind = error.etype().as_str(), "a provider's answer broke off");
+fn broken_answer(fault: &Fault) -> Stop {
+    tracing::warn!(%fault, "a provider's answer broke off");
     Stop::Fail(Refusal::UpstreamCut)
 }
 

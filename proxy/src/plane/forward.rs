@@ -5,14 +5,17 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderName, HeaderValue};
+use bytes::{BufMut, BytesMut};
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use llm_proxy_core::dialect::Dialect;
-use pingora_core::{Error, ErrorType, OrErr, Result};
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_core::{ErrorType, OrErr, Result};
+use pingora_http::ResponseHeader;
 
 use super::credentials::Placement;
 use super::tokens::ProviderKey;
 use crate::call::{Call, Framing, Name, Version};
+use crate::http1::{AnswerHead, BodyFraming};
 
 /// What the provider is told of where this request goes.
 pub struct Destination<'a> {
@@ -28,17 +31,52 @@ pub struct Destination<'a> {
     pub framing: Framing,
 }
 
-/// Builds the request head for the provider.
-///
-/// # Errors
-/// When a field cannot be represented; the edge has checked them, so none should.
-pub fn request_head(call: &Call, to: &Destination<'_>) -> Result<Box<RequestHeader>> {
-    let mut head =
-        RequestHeader::build_no_case(call.method(), to.target.as_bytes(), Some(call.fields().len().saturating_add(2)))?;
-    head.append_header(http::header::HOST, to.authority.clone())?;
-    for field in call.fields() {
-        let pass = match field.kind {
-            Name::Dropped
+/// Builds the request head for the provider, as it goes over the wire.
+pub fn request_head(call: &Call, to: &Destination<'_>) -> BytesMut {
+    // What the connection names is for this connection only.
+    let nominated: Vec<&[u8]> = call.connection_options().collect();
+    let mut head = BytesMut::with_capacity(2048);
+    head.put_slice(call.method().as_bytes());
+    head.put_slice(b" ");
+    head.put_slice(to.target.as_bytes());
+    head.put_slice(b" HTTP/1.1\r\nhost: ");
+    head.put_slice(to.authority.as_bytes());
+    head.put_slice(b"\r\n");
+    for field in call.fields().iter().filter(|field| is_forwarded(field.kind)) {
+        let name = call.name(field);
+        let is_ours = name.eq_ignore_ascii_case(b"helicone-auth");
+        if !is_ours && !nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) {
+            put_field(&mut head, name, call.value(field));
+        }
+    }
+    if let Some((name, value)) = to.placement.field(to.key) {
+        put_field(&mut head, name.as_bytes(), value.as_bytes());
+    }
+    match to.framing {
+        // A method that usually has content says so when there is none (RFC 9110 §8.6).
+        Framing::None if matches!(call.method(), "POST" | "PUT" | "PATCH") => head.put_slice(b"content-length: 0\r\n"),
+        Framing::None => {}
+        Framing::Length(length) => {
+            put_field(&mut head, b"content-length", itoa::Buffer::new().format(length).as_bytes());
+        }
+        Framing::Chunked => head.put_slice(b"transfer-encoding: chunked\r\n"),
+    }
+    head.put_slice(b"\r\n");
+    head
+}
+
+fn put_field(head: &mut BytesMut, name: &[u8], value: &[u8]) {
+    head.put_slice(name);
+    head.put_slice(b": ");
+    head.put_slice(value);
+    head.put_slice(b"\r\n");
+}
+
+/// Whether a field of this kind goes to the provider as it came.
+const fn is_forwarded(kind: Name) -> bool {
+    !matches!(
+        kind,
+        Name::Dropped
             | Name::Connection
             | Name::Host
             | Name::ContentLength
@@ -48,34 +86,8 @@ pub fn request_head(call: &Call, to: &Destination<'_>) -> Result<Box<RequestHead
             | Name::Authorization
             | Name::XApiKey
             | Name::ApiKey
-            | Name::XGoogApiKey => false,
-            // What the connection names is for this connection only; what frames and addresses the message cannot be named away.
-            _ => !call.connection_options().any(|option| option.eq_ignore_ascii_case(call.name(field))),
-        };
-        if pass && !call.name(field).eq_ignore_ascii_case(b"helicone-auth") {
-            let name = HeaderName::from_bytes(call.name(field)).or_err(ErrorType::InvalidHTTPHeader, "a field name")?;
-            let value = HeaderValue::from_maybe_shared(call.shared_value(field))
-                .or_err(ErrorType::InvalidHTTPHeader, "a field value")?;
-            head.append_header(name, value)?;
-        }
-    }
-    if let Some((name, value)) = to.placement.field(to.key) {
-        head.append_header(HeaderName::from_static(name), value.clone())?;
-    }
-    match to.framing {
-        // A method that usually has content says so when there is none (RFC 9110 §8.6).
-        Framing::None if matches!(call.method(), "POST" | "PUT" | "PATCH") => {
-            head.append_header(http::header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
-        }
-        Framing::None => {}
-        Framing::Length(length) => {
-            head.append_header(http::header::CONTENT_LENGTH, HeaderValue::from(length))?;
-        }
-        Framing::Chunked => {
-            head.append_header(http::header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
-        }
-    }
-    Ok(Box::new(head))
+            | Name::XGoogApiKey
+    )
 }
 
 /// How the answer's body is framed to the client.
@@ -92,124 +104,102 @@ pub enum AnswerFraming {
 }
 
 /// How the provider's answer goes on to this client.
-///
-/// # Errors
-/// An answer whose framing can be read in two ways, or a 101 nobody asked for: 502.
-pub fn answer_framing(call: &Call, answer: &ResponseHeader, raw: &[u8]) -> Result<AnswerFraming> {
-    let invalid = |what: &'static str| Error::e_explain(ErrorType::InvalidHTTPHeader, what);
-    let status = answer.status.as_u16();
-    if status < 200 {
-        return invalid("an interim answer where a final one was due");
-    }
-    let mut codings = answer.headers.get_all(http::header::TRANSFER_ENCODING).iter();
-    let chunked = match (codings.next(), codings.next()) {
-        (None, _) => false,
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
-            // Pingora takes Content-Length out of sight when Transfer-Encoding is there: look at the bytes.
-            if has_field(raw, b"content-length") {
-                return invalid("the answer has Content-Length and Transfer-Encoding");
-            }
-            true
-        }
-        _ => return invalid("the answer's Transfer-Encoding is not exactly chunked"),
-    };
-    if call.method() == "HEAD" || matches!(status, 204 | 304) {
-        return Ok(AnswerFraming::NoBody);
-    }
-    match answer.headers.get(http::header::CONTENT_LENGTH) {
-        Some(length) if !chunked => match length.to_str().ok().and_then(|digits| digits.parse().ok()) {
-            Some(length) => Ok(AnswerFraming::Length(length)),
-            None => invalid("the answer's Content-Length is not a number"),
-        },
-        _ if call.version == Version::Http10 => Ok(AnswerFraming::UntilClose),
-        _ => Ok(AnswerFraming::Chunked),
+pub fn answer_framing(call: &Call, answer: &AnswerHead) -> AnswerFraming {
+    match answer.framing() {
+        BodyFraming::None => AnswerFraming::NoBody,
+        BodyFraming::Length(length) => AnswerFraming::Length(length),
+        _ if call.version == Version::Http10 => AnswerFraming::UntilClose,
+        BodyFraming::Chunked | BodyFraming::UntilClose => AnswerFraming::Chunked,
     }
 }
 
-fn has_field(raw: &[u8], name: &[u8]) -> bool {
-    raw.split(|byte| *byte == b'\n').skip(1).any(|line| {
-        line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
-            && line.get(name.len()) == Some(&b':')
-    })
-}
+/// Our id of the exchange, on every answer.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-llm-proxy-request-id");
 
-/// Fields of an answer that are for one connection, or that we write ourselves.
+/// Fields of an answer that are for one connection, or that we write ourselves. By the name's text: comparing names
+/// one by one costs more than all the rest of the head.
 fn is_dropped(name: &HeaderName) -> bool {
-    use http::header as h;
-    const OURS: [HeaderName; 11] = [
-        h::CONNECTION,
-        h::CONTENT_LENGTH,
-        h::TRANSFER_ENCODING,
-        h::TE,
-        h::TRAILER,
-        h::UPGRADE,
-        h::DATE,
-        h::PROXY_AUTHENTICATE,
-        h::PROXY_AUTHORIZATION,
-        h::HOST,
+    match name.as_str() {
+        "connection"
+        | "content-length"
+        | "transfer-encoding"
+        | "te"
+        | "trailer"
+        | "upgrade"
+        | "date"
+        | "host"
+        | "keep-alive"
+        | "proxy-authenticate"
+        | "proxy-authorization"
+        | "proxy-connection"
+        | "x-llm-proxy-request-id" => true,
         // It would send the client past us to the provider.
-        h::ALT_SVC,
-    ];
-    OURS.contains(name) || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "x-llm-proxy-request-id")
+        "alt-svc" => true,
+        _ => false,
+    }
 }
 
 /// Builds the answer's head for the client.
 ///
 /// # Errors
-/// When a field cannot be represented.
+/// When a field of ours cannot be represented.
 pub fn answer_head(
     call: &Call,
-    answer: &ResponseHeader,
+    answer: &AnswerHead,
     framing: AnswerFraming,
     request_id: &HeaderValue,
     cors: &[(&'static str, Cow<'static, str>)],
 ) -> Result<Box<ResponseHeader>> {
-    let mut head = ResponseHeader::build_no_case(answer.status, Some(answer.headers.len().saturating_add(4)))?;
-    let nominated = answer.headers.get(http::header::CONNECTION);
-    let is_nominated = |name: &HeaderName| {
-        nominated.is_some_and(|options| {
-            options
-                .as_bytes()
-                .split(|byte| *byte == b',')
-                .any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
-        })
-    };
-    for (name, value) in &answer.headers {
-        let replaced = !cors.is_empty()
-            && (*name == http::header::ACCESS_CONTROL_ALLOW_ORIGIN
-                || *name == http::header::ACCESS_CONTROL_EXPOSE_HEADERS);
-        if !is_dropped(name) && !replaced && !is_nominated(name) {
-            head.append_header(name.clone(), value.clone())?;
+    let nominated: Vec<&[u8]> = answer.connection_options().collect();
+    // Two more than we add: Pingora writes `date` and `connection`.
+    let capacity = answer.fields().len().saturating_add(cors.len()).saturating_add(4);
+    let mut fields = HeaderMap::with_capacity(capacity);
+    for (name, value) in answer.fields() {
+        if nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) {
+            continue;
+        }
+        let name = HeaderName::from_bytes(name).or_err(ErrorType::InvalidHTTPHeader, "a field name")?;
+        let replaced =
+            !cors.is_empty() && (name == ACCESS_CONTROL_ALLOW_ORIGIN || name == ACCESS_CONTROL_EXPOSE_HEADERS);
+        if !is_dropped(&name) && !replaced {
+            let value = HeaderValue::from_maybe_shared(answer.share(value))
+                .or_err(ErrorType::InvalidHTTPHeader, "a field value")?;
+            fields.append(name, value);
         }
     }
-    head.append_header(HeaderName::from_static("x-llm-proxy-request-id"), request_id.clone())?;
+    fields.append(REQUEST_ID, request_id.clone());
     for (name, value) in cors {
-        head.append_header(*name, value.as_ref())?;
+        let value = HeaderValue::from_str(value).or_err(ErrorType::InvalidHTTPHeader, "an origin")?;
+        fields.append(HeaderName::from_static(name), value);
     }
     match framing {
         AnswerFraming::Length(length) => {
-            head.append_header(http::header::CONTENT_LENGTH, HeaderValue::from(length))?;
+            fields.append(CONTENT_LENGTH, HeaderValue::from(length));
         }
         AnswerFraming::Chunked => {
-            head.append_header(http::header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
+            fields.append(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
-        AnswerFraming::NoBody if answer.status != 204 && (call.method() == "HEAD" || answer.status == 304) => {
+        AnswerFraming::NoBody if answer.status() != 204 && (call.method() == "HEAD" || answer.status() == 304) => {
             // The length that a GET would have had (RFC 9110 §8.6).
-            if let Some(length) = answer.headers.get(http::header::CONTENT_LENGTH) {
-                head.append_header(http::header::CONTENT_LENGTH, length.clone())?;
+            if let Some(length) = answer.get("content-length") {
+                let length = HeaderValue::from_bytes(length).or_err(ErrorType::InvalidHTTPHeader, "a length")?;
+                fields.append(CONTENT_LENGTH, length);
             }
         }
         AnswerFraming::NoBody | AnswerFraming::UntilClose => {}
     }
-    Ok(Box::new(head))
+    let (mut parts, ()) = http::Response::new(()).into_parts();
+    parts.status = StatusCode::from_u16(answer.status()).or_err(ErrorType::InvalidHTTPHeader, "a status")?;
+    parts.headers = fields;
+    Ok(Box::new(ResponseHeader::from(parts)))
 }
 
 /// Which of the provider's answer fields carries its request id.
-pub fn provider_request_id(dialect: Dialect, answer: &ResponseHeader) -> Option<&str> {
+pub fn provider_request_id(dialect: Dialect, answer: &AnswerHead) -> Option<&str> {
     let names: &[&str] = match dialect {
         Dialect::Anthropic => &["request-id", "x-request-id"],
         Dialect::Azure => &["apim-request-id", "x-request-id", "x-ms-request-id"],
         Dialect::OpenAi | Dialect::Gemini => &["x-request-id", "request-id"],
     };
-    names.iter().find_map(|name| answer.headers.get(*name)).and_then(|value| value.to_str().ok())
+    names.iter().find_map(|name| answer.get(name)).and_then(|value| std::str::from_utf8(value).ok())
 }

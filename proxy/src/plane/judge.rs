@@ -3,11 +3,13 @@
 //! Pure decisions on facts that the exchange has gathered; the order is that of the refusals a caller should see first.
 
 use llm_proxy_core::answer::Refusal;
-use llm_proxy_core::body::{BadBody, Fields, param_allowed};
+use llm_proxy_core::body::{Fields, param_allowed, read};
+use llm_proxy_core::multipart;
 use llm_proxy_core::policy::model_allowed;
 use llm_proxy_core::routing::{Api, ModelPlace, Route, Verdict};
 use serde_json::Value;
 
+use super::clean;
 use super::tokens::{Known, ProviderKey};
 use crate::call::{Call, Framing, Name};
 
@@ -55,7 +57,12 @@ pub fn shape(call: &Call, api: &Api, route: &Route) -> Result<(), Refusal> {
 /// # Errors
 /// When it has none.
 pub fn provider_key<'k>(known: &'k Known, api: &Api) -> Result<&'k ProviderKey, Refusal> {
-    known.keys.get(&api.name).ok_or_else(|| Refusal::ProviderKeyMissing(api.name.to_string()))
+    known
+        .keys
+        .iter()
+        .find(|(name, _)| *name == api.name)
+        .map(|(_, key)| key)
+        .ok_or_else(|| Refusal::ProviderKeyMissing(api.name.to_string()))
 }
 
 /// What must be known of the body before it may leave.
@@ -63,8 +70,10 @@ pub fn provider_key<'k>(known: &'k Known, api: &Api) -> Result<&'k ProviderKey, 
 pub enum BodyRule {
     /// Nothing: it streams through.
     Pass,
-    /// These top-level fields: it is read whole.
-    Read,
+    /// Top-level fields of JSON: it is read whole.
+    ReadJson,
+    /// Fields of a form with this boundary: it is read whole.
+    ReadForm(String),
 }
 
 /// Judges everything about models that the head tells, and says whether the body must be read.
@@ -84,31 +93,31 @@ pub fn body_rule(call: &Call, api: &Api, known: &Known, route: &Route) -> Result
                 Some(model) if model_allowed(allowed, model) => {}
                 model => return Err(Refusal::ModelNotAllowed(model.clone())),
             },
-            ModelPlace::Form => {
-                return Err(Refusal::UnsupportedBody(
-                    "this token is limited to certain models, which are not read from multipart bodies",
-                ));
-            }
+            ModelPlace::Form => must_read = true,
             ModelPlace::Hidden if route.verdict == Verdict::Named => {}
             ModelPlace::Hidden => return Err(Refusal::ModelNotAllowed(None)),
         }
     }
     if !must_read || call.framing == Framing::None {
         // A body that is not there cannot name a model either.
-        return match (
-            must_read && route.endpoint.model == ModelPlace::Body && call.method() == "POST",
-            &known.allowed_models,
-        ) {
-            (true, Some(_)) => Err(Refusal::ModelNotAllowed(None)),
-            _ => Ok(BodyRule::Pass),
-        };
+        let names_model = matches!(route.endpoint.model, ModelPlace::Body | ModelPlace::Form);
+        let hides_model = must_read && names_model && call.method() == "POST" && known.allowed_models.is_some();
+        return if hides_model { Err(Refusal::ModelNotAllowed(None)) } else { Ok(BodyRule::Pass) };
     }
     if call.all(Name::ContentEncoding).any(|field| !call.value(field).eq_ignore_ascii_case(b"identity")) {
         return Err(Refusal::UnsupportedBody("send it without Content-Encoding"));
     }
     let mut types = call.all(Name::ContentType);
-    match (types.next(), types.next()) {
-        (Some(field), None) if is_json(call.value(field)) => Ok(BodyRule::Read),
+    let (Some(field), None) = (types.next(), types.next()) else {
+        return Err(Refusal::UnsupportedBody("send it with one Content-Type"));
+    };
+    let content_type = call.value(field);
+    match multipart::boundary(content_type) {
+        Some(boundary) if route.endpoint.model == ModelPlace::Form => Ok(BodyRule::ReadForm(boundary)),
+        _ if is_json(content_type) => Ok(BodyRule::ReadJson),
+        _ if route.endpoint.model == ModelPlace::Form => {
+            Err(Refusal::UnsupportedBody("send it as multipart/form-data"))
+        }
         _ => Err(Refusal::UnsupportedBody("send it as application/json")),
     }
 }
@@ -126,7 +135,7 @@ fn whitelisted_model(api: &Api, model: &str) -> Result<(), Refusal> {
 }
 
 /// The fields that policy reads of a body.
-pub fn wanted(api: &Api) -> Vec<&str> {
+fn wanted(api: &Api) -> Vec<&str> {
     let mut wanted: Vec<&str> = api.param_whitelist.iter().map(|(field, _)| &**field).collect();
     if !wanted.contains(&"model") {
         wanted.push("model");
@@ -134,27 +143,31 @@ pub fn wanted(api: &Api) -> Vec<&str> {
     wanted
 }
 
-/// Judges the fields of a body.
+/// Judges a whole body.
 ///
 /// # Errors
-/// A field outside its whitelist, a model outside the token's list, or none where the token is limited.
-pub fn fields(fields: &Fields, api: &Api, known: &Known, route: &Route) -> Result<(), Refusal> {
+/// A body that two parsers could read differently, a field outside its whitelist, a model outside the token's list, or
+/// none where the token is limited. `Ok` holds the model that it names.
+pub fn body(rule: &BodyRule, body: &[u8], api: &Api, known: &Known, route: &Route) -> Result<Option<String>, Refusal> {
+    let wanted = wanted(api);
+    let fields = match rule {
+        BodyRule::Pass => return Ok(None),
+        BodyRule::ReadJson => read(body, &wanted).map_err(|bad| Refusal::InvalidRequest(bad.to_string().into()))?,
+        BodyRule::ReadForm(boundary) => {
+            let found = multipart::read(body, boundary, &wanted)
+                .map_err(|bad| Refusal::InvalidRequest(bad.to_string().into()))?;
+            Fields::from_texts(found)
+        }
+    };
     for (name, globs) in &api.param_whitelist {
         if fields.get(name).is_some_and(|value| !param_allowed(value, globs)) {
             return Err(Refusal::ParamNotAllowed(name.to_string()));
         }
     }
-    let Some(allowed) = &known.allowed_models else { return Ok(()) };
-    if route.endpoint.model != ModelPlace::Body {
-        return Ok(());
+    let model = fields.model().map(|model| clean::text(model, 256));
+    match (&known.allowed_models, route.endpoint.model, fields.model()) {
+        (Some(allowed), ModelPlace::Body | ModelPlace::Form, Some(asked)) if model_allowed(allowed, asked) => Ok(model),
+        (Some(_), ModelPlace::Body | ModelPlace::Form, _) => Err(Refusal::ModelNotAllowed(model)),
+        _ => Ok(model),
     }
-    match fields.model() {
-        Some(model) if model_allowed(allowed, model) => Ok(()),
-        model => Err(Refusal::ModelNotAllowed(model.map(|model| super::clean::text(model, 128)))),
-    }
-}
-
-/// What a body that cannot be judged is answered with.
-pub fn bad_body(bad: &BadBody) -> Refusal {
-    Refusal::InvalidRequest(bad.to_string().into())
 }

@@ -74,13 +74,16 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
     Ok(handle)
 }
 
+/// Keys are a few short words of ours: a fast hash will do.
+type Map<K, V> = DashMap<K, V, foldhash::fast::RandomState>;
+
 /// The handles of the data plane.
 #[derive(Default)]
 pub struct Metrics {
-    ends: DashMap<EndKey, Counter>,
-    times: DashMap<(u16, &'static str), Arc<Times>>,
-    refusals: DashMap<&'static str, Counter>,
-    tokens: DashMap<(u16, Box<str>), Arc<Tokens>>,
+    ends: Map<EndKey, Counter>,
+    times: Map<(u16, &'static str), Arc<Times>>,
+    refusals: Map<&'static str, Counter>,
+    tokens: Map<(u16, Box<str>), Arc<Tokens>>,
 }
 
 /// Token and cost counters of one API and model.

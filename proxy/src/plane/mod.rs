@@ -32,11 +32,12 @@ use llm_proxy_core::token::Pepper;
 use llm_proxy_plugins::event::Message;
 use llm_proxy_plugins::journal::{Journal, Kind};
 use parking_lot::Mutex;
-use pingora_core::connectors::http::Connector;
+use pingora_core::connectors::TransportConnector;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use uuid::Uuid;
 
+use self::credentials::Remembered;
 use self::drain::Drain;
 use self::held::HeldBytes;
 use self::metrics::Metrics;
@@ -54,7 +55,7 @@ pub struct Gateway {
     /// Their providers, by the same index.
     pub upstreams: Vec<Upstream>,
     /// Connections to providers.
-    pub connector: Connector,
+    pub connector: TransportConnector,
     /// Tokens in memory.
     pub tokens: Tokens,
     /// The key of token digests.
@@ -97,7 +98,7 @@ pub struct Plane {
 
 impl Plane {
     /// Carries one call on an HTTP/1.1 connection. `Some`: the connection is ready for the next head.
-    pub async fn serve(&self, mut client: ServerSession, call: Call) -> Option<Stream> {
+    pub async fn serve(&self, mut client: ServerSession, call: Call, remembered: &mut Remembered) -> Option<Stream> {
         if !matches!(client.read_request().await, Ok(true)) {
             return None;
         }
@@ -106,7 +107,8 @@ impl Plane {
         if self.gateway.drain.is_stopping() || (call.version == Version::Http10 && !call.wants_keep_alive) {
             client.set_keepalive(None);
         }
-        let carried = AssertUnwindSafe(exchange::run(&self.gateway, &mut client, &call)).catch_unwind().await;
+        let carried =
+            AssertUnwindSafe(exchange::run(&self.gateway, &mut client, &call, remembered)).catch_unwind().await;
         match carried {
             Ok(Ok(())) => client.finish().await.ok().flatten().map(|reusable| reusable.into_parts().0),
             Ok(Err(exchange::Broken)) => {

@@ -201,9 +201,13 @@ impl std::fmt::Debug for TokenState {
     }
 }
 
+/// Rates are at most a million a minute: steps of these powers of two add up to any of them, and no larger one is asked
+/// for, because governor computes with the step before it compares.
+const STEPS: u32 = 20;
+
 /// How many more requests the limiter would let through. Spends them: for a limiter that is being replaced.
 fn left(limiter: &DefaultDirectRateLimiter) -> u32 {
-    (0..u32::BITS).rev().filter_map(|bit| NonZeroU32::new(1u32.wrapping_shl(bit))).fold(0, |sum: u32, step| {
+    (0..STEPS).rev().filter_map(|bit| NonZeroU32::new(1u32.wrapping_shl(bit))).fold(0, |sum: u32, step| {
         if matches!(limiter.check_n(step), Ok(Ok(()))) { sum.saturating_add(step.get()) } else { sum }
     })
 }
@@ -211,7 +215,7 @@ fn left(limiter: &DefaultDirectRateLimiter) -> u32 {
 /// Spends `count` requests, or as many as there are.
 fn spend(limiter: &DefaultDirectRateLimiter, count: u32) {
     let mut rest = count;
-    for bit in (0..u32::BITS).rev() {
+    for bit in (0..STEPS).rev() {
         let step = 1u32.wrapping_shl(bit);
         if step <= rest
             && let Some(step) = NonZeroU32::new(step)

@@ -3,7 +3,6 @@
 //! Two maps. [`Tokens::known`] is a cache of store rows and may forget. [`Tokens::states`] is the truth of running
 //! limits (rate, lease, what to cut) and outlives the cache, so that evicting or editing a token never refills one.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -36,7 +35,7 @@ pub struct Known {
     /// The token's model list. `None`: all models.
     pub allowed_models: Option<Vec<Glob>>,
     /// The project's provider keys, by API name.
-    pub keys: HashMap<Box<str>, ProviderKey>,
+    pub keys: Vec<(Box<str>, ProviderKey)>,
     /// Its running limits.
     pub state: Arc<TokenState>,
 }
@@ -83,7 +82,7 @@ pub struct Tokens {
     /// Where store reads run: the data plane's own runtime never waits for a database driver.
     control: Handle,
     cut: tokio_util::sync::CancellationToken,
-    known: moka::sync::Cache<TokenDigest, Arc<Known>>,
+    known: moka::sync::Cache<TokenDigest, Arc<Known>, foldhash::fast::RandomState>,
     unknown: moka::sync::Cache<TokenDigest, ()>,
     states: DashMap<Box<str>, Arc<TokenState>>,
     flights: DashMap<TokenDigest, Arc<Mutex<()>>>,
@@ -98,7 +97,10 @@ impl Tokens {
             store,
             control,
             cut,
-            known: moka::sync::Cache::new(MOST_KNOWN),
+            // A digest is random as it is, and made with a key that no client knows: a fast hash will do.
+            known: moka::sync::Cache::builder()
+                .max_capacity(MOST_KNOWN)
+                .build_with_hasher(foldhash::fast::RandomState::default()),
             unknown: moka::sync::Cache::builder()
                 .max_capacity(MOST_UNKNOWN)
                 .time_to_live(Duration::from_secs(10))

@@ -8,12 +8,12 @@ use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::body::ModelScan;
 use pingora_core::ErrorType;
 use pingora_core::protocols::http::ServerSession;
-use pingora_core::protocols::http::client::HttpSession;
 use tokio::time::timeout;
 
 use super::held::{HeldBytes, Hold};
 use crate::call::{Call, Framing};
 use crate::edge::is_framing_fault;
+use crate::http1::Http1;
 
 /// The most that is taken from the client while there is no connection to the provider yet, in bytes.
 const MOST_QUEUED: usize = 64 * 1024;
@@ -154,35 +154,34 @@ impl Upload {
         }
     }
 
-    /// Writes what is queued. Not cancel safe: race it only to give the connection up.
+    /// Writes what is queued, and whatever waits with it. Not cancel safe: race it only to give the connection up.
     ///
     /// # Errors
     /// [`WriteFault`].
     pub async fn write_queued(
         &mut self,
-        provider: &mut HttpSession,
+        provider: &mut Http1,
         idle: Duration,
         sent: &mut u64,
     ) -> Result<(), WriteFault> {
         while let Some(piece) = self.queue.pop_front() {
             self.queued = self.queued.saturating_sub(piece.len());
             self.sent_any = true;
-            let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
-            timeout(idle, provider.write_request_body(piece, false))
-                .await
-                .map_err(|_| WriteFault::TooSlow)?
-                .map_err(|_| WriteFault::Failed)?;
-            *sent = sent.saturating_add(length);
+            patient(idle, provider.write_body(&piece)).await?;
+            *sent = sent.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
         }
-        if self.client_done && !self.sent_all {
-            timeout(idle, provider.finish_request_body())
-                .await
-                .map_err(|_| WriteFault::TooSlow)?
-                .map_err(|_| WriteFault::Failed)?;
-            self.sent_all = true;
+        let ends = self.client_done && !self.sent_all;
+        if ends {
+            provider.end_body();
         }
+        patient(idle, provider.flush()).await?;
+        self.sent_all |= ends;
         Ok(())
     }
+}
+
+async fn patient(idle: Duration, writing: impl Future<Output = std::io::Result<()>>) -> Result<(), WriteFault> {
+    timeout(idle, writing).await.map_err(|_| WriteFault::TooSlow)?.map_err(|_| WriteFault::Failed)
 }
 
 /// Reads a whole body that a policy must judge, at most `limit` bytes and within the process's budget.

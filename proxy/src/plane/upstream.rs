@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
-use pingora_core::connectors::http::Connector;
-use pingora_core::protocols::http::client::HttpSession;
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::connectors::TransportConnector;
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use tokio::time::{Instant, timeout_at};
 
 use super::clocks::after;
+use crate::http1::Http1;
 use crate::settings::{ApiSettings, Timeouts};
 
 /// How long a pooled connection may idle: below the minute after which providers close theirs.
@@ -45,11 +45,12 @@ struct Resolved {
 
 /// A connection to a provider, for one exchange.
 pub struct Connection {
-    /// Pingora's session.
-    pub session: HttpSession,
+    /// The exchange on it.
+    pub http: Http1,
     /// Whether it came from the pool.
     pub reused: bool,
-    peer: HttpPeer,
+    /// Under what it goes back there.
+    pool_key: u64,
 }
 
 /// Why there is no connection. The text is for the log: it may name addresses.
@@ -107,19 +108,19 @@ impl Upstream {
     ///
     /// # Errors
     /// [`ConnectError`] when no address could be reached.
-    pub async fn connect(&self, connector: &Connector, fresh: bool) -> Result<Connection, ConnectError> {
+    pub async fn connect(&self, connector: &TransportConnector, fresh: bool) -> Result<Connection, ConnectError> {
         let deadline = after(Instant::now(), self.timeouts.connect);
         let timed_out = || ConnectError::TimedOut(self.host.clone(), self.timeouts.connect);
         let resolved = timeout_at(deadline, self.addresses()).await.map_err(|_| timed_out())??;
         let mut last = None;
         for peer in resolved.peers.iter().take(MOST_ADDRESSES) {
-            let mut peer = peer.clone();
-            if fresh {
-                // Another group has no pooled connections: the next one is new for sure.
-                peer.group_key = peer.group_key.wrapping_add(1 << 32);
-            }
-            match timeout_at(deadline, connector.get_http_session(&peer)).await {
-                Ok(Ok((session, reused))) => return Ok(Connection { session, reused, peer }),
+            let getting = async {
+                if fresh { Ok((connector.new_stream(peer).await?, false)) } else { connector.get_stream(peer).await }
+            };
+            match timeout_at(deadline, getting).await {
+                Ok(Ok((stream, reused))) => {
+                    return Ok(Connection { http: Http1::new(stream), reused, pool_key: peer.reuse_hash() });
+                }
                 Ok(Err(error)) => last = Some(error),
                 Err(_) => return Err(timed_out()),
             }
@@ -156,8 +157,10 @@ impl Upstream {
 }
 
 impl Connection {
-    /// Gives a connection on which everything went right back to the pool.
-    pub async fn release(self, connector: &Connector) {
-        connector.release_http_session(self.session, &self.peer, Some(POOL_IDLE)).await;
+    /// Gives a connection on which everything went right back to the pool; any other is closed.
+    pub fn release(self, connector: &TransportConnector) {
+        if let Some(stream) = self.http.into_reusable() {
+            connector.release_stream(stream, self.pool_key, Some(POOL_IDLE));
+        }
     }
 }

@@ -127,8 +127,7 @@ def test_a_model_outside_the_list_is_a_permission_error(side):
     with holder.openai() as client:
         speech = ("speech.wav", b"RIFF", "audio/wav")
         transcribe = client.audio.transcriptions.create
-        # Multipart bodies are not read for their model: with a model list they are refused, whatever they name.
-        openai_refusal(lambda: transcribe(model="whisper-1", file=speech), openai.APIStatusError, "unsupported_body")
+        openai_refusal(lambda: transcribe(model="whisper-1", file=speech), openai.PermissionDeniedError, "model_not_allowed")
 
 
 @every_proxied_side

@@ -5,61 +5,86 @@
 //! has the final output and may restate the rest (server tools add input on the way). Members of the later object win,
 //! nulls do not: what a client's SDK accumulates.
 
-use std::fmt;
-
-use serde::Deserialize;
-use serde::de::{MapAccess, Visitor};
-use serde_json::value::RawValue;
-
-use super::number::{Counts, count, object};
+use super::number::{Counts, count};
 use super::tally::{Form, Tally, is_usage_object};
+use super::walk::Walk;
 
-#[derive(Deserialize)]
+#[derive(Default)]
 struct Event<'a> {
-    #[serde(borrow, rename = "type")]
-    kind: Option<&'a RawValue>,
-    #[serde(borrow)]
+    kind: Option<&'a [u8]>,
     message: Option<Message<'a>>,
-    #[serde(borrow)]
-    delta: Option<Delta<'a>>,
-    #[serde(borrow)]
-    usage: Option<&'a RawValue>,
+    stop_reason: Option<&'a [u8]>,
+    usage: Option<&'a [u8]>,
 }
 
-#[derive(Deserialize)]
+impl<'a> Event<'a> {
+    fn parse(data: &'a [u8]) -> Option<Self> {
+        let mut event = Self::default();
+        let mut walk = Walk::new(data);
+        walk.members(|name, walk| match name {
+            b"type" => walk.keep(&mut event.kind),
+            b"message" => walk.unless_null(|walk| {
+                let message = Message::parse(walk)?;
+                event.message.replace(message).is_none().then_some(())
+            }),
+            b"delta" => walk.unless_null(|walk| {
+                walk.members(|name, walk| match name {
+                    b"stop_reason" => walk.keep(&mut event.stop_reason),
+                    _ => walk.skip(),
+                })
+            }),
+            b"usage" => walk.keep(&mut event.usage),
+            _ => walk.skip(),
+        })?;
+        walk.end()?;
+        Some(event)
+    }
+}
+
+#[derive(Default)]
 struct Message<'a> {
-    #[serde(borrow)]
-    model: Option<&'a RawValue>,
-    #[serde(borrow)]
-    stop_reason: Option<&'a RawValue>,
-    #[serde(borrow)]
-    usage: Option<&'a RawValue>,
+    model: Option<&'a [u8]>,
+    stop_reason: Option<&'a [u8]>,
+    usage: Option<&'a [u8]>,
 }
 
-#[derive(Deserialize)]
-struct Delta<'a> {
-    #[serde(borrow)]
-    stop_reason: Option<&'a RawValue>,
+impl<'a> Message<'a> {
+    fn parse(walk: &mut Walk<'a>) -> Option<Self> {
+        let mut message = Self::default();
+        walk.members(|name, walk| match name {
+            b"model" => walk.keep(&mut message.model),
+            b"stop_reason" => walk.keep(&mut message.stop_reason),
+            b"usage" => walk.keep(&mut message.usage),
+            _ => walk.skip(),
+        })?;
+        Some(message)
+    }
+
+    fn tell(&self, tally: &mut Tally) {
+        tally.name_model(self.model);
+        tally.finish_choice(0, self.stop_reason);
+        tally.report(self.usage);
+    }
 }
 
 /// Reads a `message_start` or `message_delta` event; others tell nothing.
 pub(super) fn read_event(data: &[u8], tally: &mut Tally) {
-    let Ok(event) = serde_json::from_slice::<Event<'_>>(data) else { return };
-    match event.kind.map(RawValue::get) {
-        Some("\"message_start\"") => {
+    let Some(event) = Event::parse(data) else { return };
+    match event.kind {
+        Some(b"\"message_start\"") => {
             tally.form = Form::Messages;
             if let Some(message) = event.message {
-                tally.name_model(message.model);
-                tally.finish_choice(0, message.stop_reason);
-                tally.report(message.usage);
+                message.tell(tally);
             }
         }
-        Some("\"message_delta\"") => {
-            tally.finish_choice(0, event.delta.and_then(|delta| delta.stop_reason));
+        Some(b"\"message_delta\"") => {
+            tally.finish_choice(0, event.stop_reason);
             let Some(usage) = event.usage.filter(|usage| is_usage_object(usage)) else { return };
             tally.is_final |= counts(usage).output.is_some();
-            let merged = tally.provider.as_deref().and_then(|start| merge(start, usage));
-            tally.provider = Some(merged.unwrap_or_else(|| usage.to_owned()));
+            match merge(&tally.reported, usage) {
+                Some(merged) => tally.reported = merged,
+                None => tally.report(Some(usage)),
+            }
         }
         _ => {}
     }
@@ -67,39 +92,50 @@ pub(super) fn read_event(data: &[u8], tally: &mut Tally) {
 
 /// Reads a whole message; false if the body is none.
 pub(super) fn read_body(body: &[u8], tally: &mut Tally) -> bool {
-    let Ok(message) = serde_json::from_slice::<Message<'_>>(body) else { return false };
-    tally.name_model(message.model);
-    tally.finish_choice(0, message.stop_reason);
-    tally.report(message.usage);
-    true
+    let mut walk = Walk::new(body);
+    let message = Message::parse(&mut walk).filter(|_| walk.end().is_some());
+    message.inspect(|message| message.tell(tally)).is_some()
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Default)]
 struct Reported<'a> {
-    #[serde(borrow)]
-    input_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    output_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    cache_read_input_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    cache_creation_input_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    output_tokens_details: Option<&'a RawValue>,
+    input_tokens: Option<&'a [u8]>,
+    output_tokens: Option<&'a [u8]>,
+    cache_read_input_tokens: Option<&'a [u8]>,
+    cache_creation_input_tokens: Option<&'a [u8]>,
+    output_tokens_details: Option<&'a [u8]>,
 }
 
-#[derive(Deserialize, Default)]
-struct OutputDetails<'a> {
-    #[serde(borrow)]
-    thinking_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    reasoning_tokens: Option<&'a RawValue>,
+impl<'a> Reported<'a> {
+    fn parse(usage: &'a [u8]) -> Option<Self> {
+        let mut reported = Self::default();
+        Walk::new(usage).members(|name, walk| match name {
+            b"input_tokens" => walk.keep(&mut reported.input_tokens),
+            b"output_tokens" => walk.keep(&mut reported.output_tokens),
+            b"cache_read_input_tokens" => walk.keep(&mut reported.cache_read_input_tokens),
+            b"cache_creation_input_tokens" => walk.keep(&mut reported.cache_creation_input_tokens),
+            b"output_tokens_details" => walk.keep(&mut reported.output_tokens_details),
+            _ => walk.skip(),
+        })?;
+        Some(reported)
+    }
+}
+
+/// Reasoning under its two names.
+fn reasoning(details: &[u8]) -> Option<u64> {
+    let mut thinking: Option<&[u8]> = None;
+    let mut reasoning: Option<&[u8]> = None;
+    Walk::new(details).members(|name, walk| match name {
+        b"thinking_tokens" => walk.keep(&mut thinking),
+        b"reasoning_tokens" => walk.keep(&mut reasoning),
+        _ => walk.skip(),
+    })?;
+    count(thinking).or_else(|| count(reasoning))
 }
 
 /// The numbers of a usage object.
-pub(super) fn counts(usage: &RawValue) -> Counts {
-    let reported: Reported<'_> = object(Some(usage));
-    let details: OutputDetails<'_> = object(reported.output_tokens_details);
+pub(super) fn counts(usage: &[u8]) -> Counts {
+    let reported = Reported::parse(usage).unwrap_or_default();
     let (cache_read, cache_creation) =
         (count(reported.cache_read_input_tokens), count(reported.cache_creation_input_tokens));
     // Models without a prompt cache leave the cache's members out: there is nothing to add then.
@@ -111,59 +147,43 @@ pub(super) fn counts(usage: &RawValue) -> Counts {
         output: count(reported.output_tokens),
         cache_read,
         cache_creation,
-        reasoning: count(details.thinking_tokens).or_else(|| count(details.reasoning_tokens)),
+        reasoning: reported.output_tokens_details.and_then(reasoning),
         audio_input: None,
         audio_output: None,
     }
 }
 
 /// `start` with the members of `later` laid over it, each value byte for byte.
-fn merge(start: &RawValue, later: &RawValue) -> Option<Box<RawValue>> {
-    let mut members: Members<'_> = serde_json::from_str(start.get()).ok()?;
-    let later: Members<'_> = serde_json::from_str(later.get()).ok()?;
-    for (name, value) in later.0.into_iter().filter(|(_, value)| value.get() != "null") {
-        if let Some((_, known)) = members.0.iter_mut().find(|(known, _)| *known == name) {
+fn merge(start: &[u8], later: &[u8]) -> Option<Vec<u8>> {
+    let mut merged = members(start)?;
+    for (name, value) in members(later)?.into_iter().filter(|(_, value)| *value != b"null") {
+        if let Some((_, known)) = merged.iter_mut().find(|(known, _)| *known == name) {
             *known = value;
         } else {
-            members.0.push((name, value));
+            merged.push((name, value));
         }
     }
-    let mut json = String::from("{");
-    for (name, value) in &members.0 {
+    let mut json = vec![b'{'];
+    for (name, value) in &merged {
         if json.len() > 1 {
-            json.push(',');
+            json.push(b',');
         }
-        json.push_str(&serde_json::to_string(name).ok()?);
-        json.push(':');
-        json.push_str(value.get());
+        json.extend_from_slice(&serde_json::to_vec(name).ok()?);
+        json.push(b':');
+        json.extend_from_slice(value);
     }
-    json.push('}');
-    RawValue::from_string(json).ok()
+    json.push(b'}');
+    Some(json)
 }
 
 /// An object's members in their order.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Vec<(String, &'de RawValue)>;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
-                }
-                Ok(members)
-            }
-        }
-        deserializer.deserialize_map(InOrder).map(Self)
-    }
+fn members(object: &[u8]) -> Option<Vec<(String, &[u8])>> {
+    let mut members = Vec::new();
+    Walk::new(object).members(|name, walk| {
+        members.push((String::from_utf8(name.to_vec()).ok()?, walk.value()?));
+        Some(())
+    })?;
+    Some(members)
 }
 
 #[cfg(test)]
@@ -181,8 +201,8 @@ mod tests {
             (r#"{"a": 1.50, "b":{"c": [1, 2]}}"#, r#"{"a":null,"d":"x"}"#, r#"{"a":1.50,"b":{"c": [1, 2]},"d":"x"}"#),
             ("{}", r#"{"output_tokens":1}"#, r#"{"output_tokens":1}"#),
         ] {
-            let raw = |json: &str| RawValue::from_string(json.to_owned()).unwrap();
-            assert_eq!(merge(&raw(start), &raw(later)).unwrap().get(), expected);
+            let merged = merge(start.as_bytes(), later.as_bytes()).unwrap();
+            assert_eq!(String::from_utf8(merged).unwrap(), expected);
         }
     }
 }

@@ -6,99 +6,87 @@
 //! (`toolUsePromptTokenCount`, part of `totalTokenCount`) is not added to the input: it is no part of the prompt, and
 //! search results are not billed as such; it can be read in the provider's object. Audio is told by modality.
 
-use std::fmt;
+use super::number::{Counts, count, present};
+use super::tally::{Form, Tally, ended_choices};
+use super::walk::Walk;
 
-use serde::de::{SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer as _};
-use serde_json::value::RawValue;
-
-use super::number::{Counts, count, object};
-use super::tally::{Form, Tally};
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default)]
 struct Message<'a> {
-    #[serde(borrow)]
-    candidates: Option<Vec<Candidate<'a>>>,
-    #[serde(borrow)]
-    usage_metadata: Option<&'a RawValue>,
-    #[serde(borrow)]
-    model_version: Option<&'a RawValue>,
+    candidates: Option<Vec<(u64, &'a [u8])>>,
+    usage_metadata: Option<&'a [u8]>,
+    model_version: Option<&'a [u8]>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Candidate<'a> {
-    #[serde(borrow)]
-    index: Option<&'a RawValue>,
-    #[serde(borrow)]
-    finish_reason: Option<&'a RawValue>,
+impl<'a> Message<'a> {
+    fn parse(data: &'a [u8]) -> Option<Self> {
+        let mut message = Self::default();
+        let mut walk = Walk::new(data);
+        walk.members(|name, walk| match name {
+            b"candidates" => walk.unless_null(|walk| {
+                let candidates = ended_choices(walk, b"finishReason")?;
+                message.candidates.replace(candidates).is_none().then_some(())
+            }),
+            b"usageMetadata" => walk.keep(&mut message.usage_metadata),
+            b"modelVersion" => walk.keep(&mut message.model_version),
+            _ => walk.skip(),
+        })?;
+        walk.end()?;
+        Some(message)
+    }
 }
 
 /// Reads an event, an array's element or a body; false if it is none.
 pub(super) fn read(data: &[u8], tally: &mut Tally) -> bool {
-    let Ok(message) = serde_json::from_slice::<Message<'_>>(data) else { return false };
-    if message.candidates.is_some() || message.usage_metadata.is_some() {
+    let Some(message) = Message::parse(data) else { return false };
+    if message.candidates.is_some() || present(message.usage_metadata).is_some() {
         tally.form = Form::Candidates;
     }
     tally.name_model(message.model_version);
-    for (place, candidate) in (0u64..).zip(message.candidates.unwrap_or_default()) {
-        tally.finish_choice(count(candidate.index).unwrap_or(place), candidate.finish_reason);
+    for (index, reason) in message.candidates.unwrap_or_default() {
+        tally.finish_choice(index, Some(reason));
     }
     tally.report(message.usage_metadata);
     true
 }
 
 /// Gives the elements of an array to `each`, as far as the array goes.
-pub(super) fn for_each_element(body: &[u8], each: impl FnMut(&[u8])) {
-    struct Elements<F>(F);
-    impl<'de, F: FnMut(&[u8])> Visitor<'de> for Elements<F> {
-        type Value = ();
-
-        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-            formatter.write_str("an array")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<(), A::Error> {
-            while let Some(element) = seq.next_element::<&'de RawValue>()? {
-                (self.0)(element.get().as_bytes());
-            }
-            Ok(())
-        }
-    }
-    // A cut array is an error behind its last whole element: what came before it has been seen.
-    let _ = serde_json::Deserializer::from_slice(body).deserialize_seq(Elements(each));
+pub(super) fn for_each_element(body: &[u8], mut each: impl FnMut(&[u8])) {
+    // A cut array ends behind its last whole element: what came before the cut has been seen.
+    let _ = Walk::new(body).elements(|walk| {
+        each(walk.value()?);
+        Some(())
+    });
 }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default)]
 struct Reported<'a> {
-    #[serde(borrow)]
-    prompt_token_count: Option<&'a RawValue>,
-    #[serde(borrow)]
-    candidates_token_count: Option<&'a RawValue>,
-    #[serde(borrow)]
-    thoughts_token_count: Option<&'a RawValue>,
-    #[serde(borrow)]
-    cached_content_token_count: Option<&'a RawValue>,
-    #[serde(borrow)]
-    prompt_tokens_details: Option<&'a RawValue>,
-    #[serde(borrow)]
-    candidates_tokens_details: Option<&'a RawValue>,
+    prompt_token_count: Option<&'a [u8]>,
+    candidates_token_count: Option<&'a [u8]>,
+    thoughts_token_count: Option<&'a [u8]>,
+    cached_content_token_count: Option<&'a [u8]>,
+    prompt_tokens_details: Option<&'a [u8]>,
+    candidates_tokens_details: Option<&'a [u8]>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct OfModality<'a> {
-    #[serde(borrow)]
-    modality: Option<&'a RawValue>,
-    #[serde(borrow)]
-    token_count: Option<&'a RawValue>,
+impl<'a> Reported<'a> {
+    fn parse(usage: &'a [u8]) -> Option<Self> {
+        let mut reported = Self::default();
+        Walk::new(usage).members(|name, walk| match name {
+            b"promptTokenCount" => walk.keep(&mut reported.prompt_token_count),
+            b"candidatesTokenCount" => walk.keep(&mut reported.candidates_token_count),
+            b"thoughtsTokenCount" => walk.keep(&mut reported.thoughts_token_count),
+            b"cachedContentTokenCount" => walk.keep(&mut reported.cached_content_token_count),
+            b"promptTokensDetails" => walk.keep(&mut reported.prompt_tokens_details),
+            b"candidatesTokensDetails" => walk.keep(&mut reported.candidates_tokens_details),
+            _ => walk.skip(),
+        })?;
+        Some(reported)
+    }
 }
 
 /// The numbers of a `usageMetadata` object.
-pub(super) fn counts(usage: &RawValue) -> Counts {
-    let reported: Reported<'_> = object(Some(usage));
+pub(super) fn counts(usage: &[u8]) -> Counts {
+    let reported = Reported::parse(usage).unwrap_or_default();
     let (candidates, thoughts) = (count(reported.candidates_token_count), count(reported.thoughts_token_count));
     let output = match (candidates, thoughts) {
         (Some(candidates), Some(thoughts)) => candidates.checked_add(thoughts),
@@ -115,8 +103,21 @@ pub(super) fn counts(usage: &RawValue) -> Counts {
     }
 }
 
-fn audio(details: Option<&RawValue>) -> Option<u64> {
-    let details: Vec<OfModality<'_>> = object(details);
-    let audio = details.iter().find(|part| part.modality.is_some_and(|name| name.get() == "\"AUDIO\""))?;
-    count(audio.token_count)
+/// The count of the part whose modality is audio.
+fn audio(details: Option<&[u8]>) -> Option<u64> {
+    let mut audio: Option<&[u8]> = None;
+    Walk::new(details?).elements(|walk| {
+        let mut modality: Option<&[u8]> = None;
+        let mut token_count: Option<&[u8]> = None;
+        walk.members(|name, walk| match name {
+            b"modality" => walk.keep(&mut modality),
+            b"tokenCount" => walk.keep(&mut token_count),
+            _ => walk.skip(),
+        })?;
+        if audio.is_none() && matches!(modality, Some(b"\"AUDIO\"")) {
+            audio = token_count;
+        }
+        Some(())
+    })?;
+    count(audio)
 }

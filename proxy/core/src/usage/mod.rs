@@ -12,6 +12,8 @@
 //! * `tally`: looks at each event with a few substring searches (`scan`) and parses only those that can carry usage, a
 //!   finish reason or the model's name. A paced stream of text deltas is therefore never parsed. Gemini repeats its usage
 //!   in every event, so there every event is parsed; its events are few and large.
+//! * `walk`: goes through JSON to the members that matter and skips the rest without proving it correct. Only the usage
+//!   object we keep is proven, because [`Usage::provider`] is embedded in records.
 //! * `openai`, `anthropic`, `gemini`: where the numbers stand in each dialect, and how they map to ours.
 //! * `estimate`: what is said instead when the provider's numbers never came.
 //!
@@ -30,6 +32,7 @@ mod number;
 mod openai;
 mod scan;
 mod tally;
+mod walk;
 
 use serde_json::value::RawValue;
 
@@ -248,7 +251,8 @@ impl Meter {
     /// Whether the stream has said that it ends (`[DONE]`, `message_stop`, a terminal `response.*` event): clients stop
     /// reading there, whatever the framing still brings. Only a hint: false proves nothing.
     pub fn is_over(&self) -> bool {
-        self.tally.is_over
+        // With the event ended and nothing of a coding left to come, what follows can only be the framing's end.
+        self.tally.is_over && self.at_event_boundary()
     }
 
     /// Events with data so far (`[DONE]` is one); of answers that are no stream, or one we cannot read, the pieces.

@@ -3,6 +3,7 @@
 use serde_json::value::RawValue;
 
 use super::number::{self, Counts};
+use super::walk::Walk;
 use super::{Asked, Ended, Number, Source, Usage};
 use super::{anthropic, estimate, gemini, openai, scan};
 use crate::dialect::Dialect;
@@ -44,7 +45,9 @@ pub(super) struct Tally {
     model: Option<String>,
     /// With the choice's index, one for each.
     finish_reasons: Vec<(u64, String)>,
-    pub(super) provider: Option<Box<RawValue>>,
+    /// The provider's usage object; empty until there is one. Proven to be JSON only in the end: some streams repeat it
+    /// in every event.
+    pub(super) reported: Vec<u8>,
     /// The output number will not grow any more.
     pub(super) is_final: bool,
     text_bytes: u64,
@@ -62,7 +65,7 @@ impl Tally {
             looks_left: FIRST_LOOKS,
             model: None,
             finish_reasons: Vec::new(),
-            provider: None,
+            reported: Vec::new(),
             is_final: false,
             text_bytes: 0,
             is_lost: false,
@@ -177,14 +180,14 @@ impl Tally {
     }
 
     /// Keeps the first name the answer gives its model.
-    pub(super) fn name_model(&mut self, name: Option<&RawValue>) {
+    pub(super) fn name_model(&mut self, name: Option<&[u8]>) {
         if self.model.is_none() {
             self.model = number::text(name);
         }
     }
 
     /// Keeps why a choice ended; a choice that says so again replaces what it said.
-    pub(super) fn finish_choice(&mut self, index: u64, reason: Option<&RawValue>) {
+    pub(super) fn finish_choice(&mut self, index: u64, reason: Option<&[u8]>) {
         let Some(reason) = number::text(reason) else { return };
         if let Some((_, known)) = self.finish_reasons.iter_mut().find(|(known, _)| *known == index) {
             *known = reason;
@@ -194,9 +197,10 @@ impl Tally {
     }
 
     /// Keeps a usage object; the last one counts.
-    pub(super) fn report(&mut self, usage: Option<&RawValue>) {
+    pub(super) fn report(&mut self, usage: Option<&[u8]>) {
         if let Some(usage) = usage.filter(|usage| is_usage_object(usage)) {
-            self.provider = Some(usage.to_owned());
+            self.reported.clear();
+            self.reported.extend_from_slice(usage);
         }
     }
 
@@ -210,12 +214,15 @@ impl Tally {
                 (_, Ended::Cut) => !self.finish_reasons.is_empty(),
             };
         let usage = if self.is_metered && !self.is_lost { self.usage(is_final, asked) } else { Usage::default() };
-        let finish_reasons = self.finish_reasons.into_iter().map(|(_, reason)| reason).collect();
+        // Not `collect`, which would do it in the larger allocation and then shrink that.
+        let mut finish_reasons = Vec::with_capacity(self.finish_reasons.len());
+        finish_reasons.extend(self.finish_reasons.into_iter().map(|(_, reason)| reason));
         (usage, self.model, finish_reasons)
     }
 
     fn usage(&mut self, is_final: bool, asked: &Asked<'_>) -> Usage {
-        let counts = match &self.provider {
+        let provider = raw(std::mem::take(&mut self.reported));
+        let counts = match provider.as_deref().map(|provider| provider.get().as_bytes()) {
             None => Counts::default(),
             Some(provider) => match self.dialect {
                 Dialect::OpenAi | Dialect::Azure => openai::counts(provider),
@@ -231,7 +238,7 @@ impl Tally {
             reasoning_output_tokens: reported(counts.reasoning),
             audio_input_tokens: reported(counts.audio_input),
             audio_output_tokens: reported(counts.audio_output),
-            provider: self.provider.take(),
+            provider,
         };
         // What a final usage object leaves out is unknown, not ours to guess.
         let is_told = is_final && usage.provider.is_some();
@@ -248,9 +255,36 @@ impl Tally {
     }
 }
 
+/// Reads choices (or candidates): those that say why they ended, each with its own index, or else its place.
+pub(super) fn ended_choices<'a>(walk: &mut Walk<'a>, reason_name: &[u8]) -> Option<Vec<(u64, &'a [u8])>> {
+    let mut ended = Vec::new();
+    let mut place = 0u64;
+    walk.elements(|walk| {
+        let mut index: Option<&'a [u8]> = None;
+        let mut reason: Option<&'a [u8]> = None;
+        walk.members(|name, walk| match name {
+            b"index" => walk.keep(&mut index),
+            _ if name == reason_name => walk.keep(&mut reason),
+            _ => walk.skip(),
+        })?;
+        if let Some(reason) = number::present(reason) {
+            ended.push((number::count(index).unwrap_or(place), reason));
+        }
+        place = place.saturating_add(1);
+        Some(())
+    })?;
+    Some(ended)
+}
+
 /// Whether this is an object of a size that usage has.
-pub(super) fn is_usage_object(value: &RawValue) -> bool {
-    value.get().starts_with('{') && value.get().len() <= MAX_USAGE_BYTES
+pub(super) fn is_usage_object(value: &[u8]) -> bool {
+    value.starts_with(b"{") && value.len() <= MAX_USAGE_BYTES
+}
+
+/// The object as others may embed it; `None` if there is none, or it is no JSON after all.
+fn raw(object: Vec<u8>) -> Option<Box<RawValue>> {
+    let json = String::from_utf8(object).ok().filter(|json| !json.is_empty())?;
+    RawValue::from_string(json).ok()
 }
 
 fn reported(tokens: Option<u64>) -> Option<Number> {

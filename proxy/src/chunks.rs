@@ -37,28 +37,59 @@ pub struct ChunkRules {
     spent: u32,
 }
 
+/// What the first of some bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    /// So many bytes of framing.
+    Framing(usize),
+    /// So many bytes of data.
+    Data(usize),
+    /// Nothing of this body: it has ended.
+    Beyond,
+}
+
 impl ChunkRules {
-    /// Takes the next bytes.
+    /// Takes the next run of the bytes: framing up to the next data, or data up to the next framing.
     ///
     /// # Errors
     /// What broke the grammar; the state is then of no further use.
+    pub fn run(&mut self, bytes: &[u8]) -> Result<Run, &'static str> {
+        if self.at == At::Data {
+            let left = usize::try_from(self.size).unwrap_or(usize::MAX);
+            let taken = left.min(bytes.len());
+            self.size = self.size.saturating_sub(u64::try_from(taken).unwrap_or(u64::MAX));
+            if self.size == 0 {
+                self.at = At::DataCr;
+            }
+            return Ok(Run::Data(taken));
+        }
+        let mut taken = 0usize;
+        for byte in bytes {
+            if matches!(self.at, At::Data | At::Done) {
+                break;
+            }
+            self.at = self.step(*byte)?;
+            taken = taken.saturating_add(1);
+        }
+        if taken == 0 && self.at == At::Done { Ok(Run::Beyond) } else { Ok(Run::Framing(taken)) }
+    }
+
+    /// Whether the body has ended.
+    pub fn is_done(&self) -> bool {
+        self.at == At::Done
+    }
+
+    /// Takes all of these bytes, for their grammar alone.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
     pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
-        while let Some((&byte, rest)) = bytes.split_first() {
-            if self.at == At::Data {
-                let left = usize::try_from(self.size).unwrap_or(usize::MAX);
-                let skipped = left.min(bytes.len());
-                self.size = self.size.saturating_sub(u64::try_from(skipped).unwrap_or(u64::MAX));
-                bytes = bytes.get(skipped..).unwrap_or(&[]);
-                if self.size == 0 {
-                    self.at = At::DataCr;
-                }
-                continue;
-            }
-            if self.at == At::Done {
-                return Ok(());
-            }
-            self.at = self.step(byte)?;
-            bytes = rest;
+        while !bytes.is_empty() {
+            let taken = match self.run(bytes)? {
+                Run::Framing(taken) | Run::Data(taken) => taken,
+                Run::Beyond => break,
+            };
+            bytes = bytes.get(taken..).unwrap_or(&[]);
         }
         Ok(())
     }
@@ -96,7 +127,7 @@ impl ChunkRules {
             (At::DataCr | At::DataLf, _) => Err("a chunk is longer than its size"),
             (At::TrailerStart, b'\r') => Ok(At::LastLf),
             (At::TrailerStart | At::TrailerName, b':') if self.at == At::TrailerName => self.trailer(At::TrailerValue),
-            (At::TrailerStart | At::TrailerName, byte) if super::head::is_token(byte) => self.trailer(At::TrailerName),
+            (At::TrailerStart | At::TrailerName, byte) if crate::edge::is_token(byte) => self.trailer(At::TrailerName),
             (At::TrailerStart | At::TrailerName, _) => Err("a trailer line is not a field"),
             (At::TrailerValue, b'\r') => Ok(At::TrailerLf),
             (At::TrailerValue, b'\t' | b' '..=b'~' | 0x80..) => self.trailer(At::TrailerValue),

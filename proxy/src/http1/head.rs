@@ -1,0 +1,220 @@
+//! The head of a provider's answer, parsed strictly (RFC 9112 §4–§6) and read by position.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::Fault;
+use crate::edge::{has_control, is_token};
+
+/// The most field lines taken.
+const MOST_FIELDS: usize = 256;
+
+/// How an answer's body is delimited (RFC 9112 §6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyFraming {
+    /// There is none: to HEAD, 1xx, 204, 304.
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// Chunked.
+    Chunked,
+    /// Until the connection closes.
+    UntilClose,
+}
+
+/// A checked answer head.
+#[derive(Debug)]
+pub struct AnswerHead {
+    raw: Bytes,
+    status: u16,
+    fields: Vec<(Range<u32>, Range<u32>)>,
+    framing: BodyFraming,
+    persists: bool,
+}
+
+/// Finds the end of a head in what has arrived; `looked` spares what was looked at.
+///
+/// # Errors
+/// [`Fault::Invalid`] at a CR or LF that stands alone.
+pub(super) fn end(input: &[u8], looked: &mut usize) -> Result<Option<usize>, Fault> {
+    while let Some(found) = input.get(*looked..).and_then(|rest| memchr::memchr(b'\n', rest)) {
+        let at = looked.saturating_add(found);
+        let before = at.checked_sub(1).and_then(|before| input.get(before));
+        if before != Some(&b'\r') {
+            return Err(Fault::Invalid("a line ends with a bare LF"));
+        }
+        let next = at.saturating_add(1);
+        // An empty line: CRLF straight after CRLF, or at the very beginning.
+        if at.checked_sub(2).is_none_or(|earlier| input.get(earlier) == Some(&b'\n')) {
+            return Ok(Some(next));
+        }
+        *looked = next;
+    }
+    Ok(None)
+}
+
+impl AnswerHead {
+    /// Parses a whole head, to its empty line.
+    ///
+    /// # Errors
+    /// [`Fault::Invalid`].
+    pub(super) fn parse(raw: Bytes, to_head: bool) -> Result<Self, Fault> {
+        let text: &[u8] = &raw;
+        let first_end = line_end(text, 0)?;
+        let (status, is_1_1) = status_line(text.get(..first_end).unwrap_or(&[]))?;
+        let mut fields = Vec::with_capacity(24);
+        let mut at = first_end.saturating_add(2);
+        loop {
+            let end = line_end(text, at)?;
+            if end == at {
+                break;
+            }
+            if fields.len() == MOST_FIELDS {
+                return Err(Fault::Invalid("it has more than 256 fields"));
+            }
+            fields.push(field_line(text, at, end)?);
+            at = end.saturating_add(2);
+        }
+        let mut head = Self { raw, status, fields, framing: BodyFraming::None, persists: false };
+        head.framing = head.judge_framing(to_head, is_1_1)?;
+        let option =
+            |wanted: &str| head.connection_options().any(|option| option.eq_ignore_ascii_case(wanted.as_bytes()));
+        head.persists =
+            head.framing != BodyFraming::UntilClose && if is_1_1 { !option("close") } else { option("keep-alive") };
+        Ok(head)
+    }
+
+    /// The status code.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// Whether this is an interim answer (RFC 9110 §15.2).
+    pub fn is_interim(&self) -> bool {
+        self.status < 200
+    }
+
+    /// How the body is delimited.
+    pub fn framing(&self) -> BodyFraming {
+        self.framing
+    }
+
+    /// Whether the connection outlives this answer.
+    pub fn persists(&self) -> bool {
+        self.persists
+    }
+
+    /// Name and value of each field line, as received.
+    pub fn fields(&self) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> {
+        self.fields.iter().map(|(name, value)| (self.slice(name), self.slice(value)))
+    }
+
+    /// A value, sharing the head's memory. It must be one of [`Self::fields`].
+    pub fn share(&self, value: &[u8]) -> Bytes {
+        if value.is_empty() { Bytes::new() } else { self.raw.slice_ref(value) }
+    }
+
+    /// The first value under this name, which is given in lower case.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.all(name).next()
+    }
+
+    /// Every value under this name.
+    pub fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.fields().filter(move |(found, _)| found.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
+    }
+
+    /// What `Connection` names.
+    pub fn connection_options(&self) -> impl Iterator<Item = &[u8]> {
+        self.all("connection")
+            .flat_map(|value| value.split(|octet| *octet == b','))
+            .map(<[u8]>::trim_ascii)
+            .filter(|option| !option.is_empty())
+    }
+
+    fn judge_framing(&self, to_head: bool, is_1_1: bool) -> Result<BodyFraming, Fault> {
+        let (mut lengths, mut codings) = (self.all("content-length"), self.all("transfer-encoding"));
+        let (length, coding) = (lengths.next(), codings.next());
+        if lengths.next().is_some() || codings.next().is_some() || (length.is_some() && coding.is_some()) {
+            return Err(Fault::Invalid("it is framed twice"));
+        }
+        if coding.is_some_and(|coding| !is_1_1 || !coding.eq_ignore_ascii_case(b"chunked")) {
+            return Err(Fault::Invalid("its Transfer-Encoding is not exactly chunked"));
+        }
+        let length = length.map(digits).transpose()?;
+        Ok(match (self.status, length) {
+            (100..=199 | 204 | 304, _) => BodyFraming::None,
+            _ if to_head => BodyFraming::None,
+            (_, Some(length)) => BodyFraming::Length(length),
+            (_, None) if coding.is_some() => BodyFraming::Chunked,
+            (_, None) => BodyFraming::UntilClose,
+        })
+    }
+
+    fn slice(&self, range: &Range<u32>) -> &[u8] {
+        let end = |end: u32| usize::try_from(end).unwrap_or(usize::MAX);
+        self.raw.get(end(range.start)..end(range.end)).unwrap_or(&[])
+    }
+}
+
+fn digits(value: &[u8]) -> Result<u64, Fault> {
+    if value.is_empty() || value.len() > 15 || !value.iter().all(u8::is_ascii_digit) {
+        return Err(Fault::Invalid("its Content-Length is not 1 to 15 digits"));
+    }
+    Ok(value
+        .iter()
+        .fold(0u64, |sum, digit| sum.saturating_mul(10).saturating_add(u64::from(digit.saturating_sub(b'0')))))
+}
+
+fn line_end(text: &[u8], from: usize) -> Result<usize, Fault> {
+    let found = text.get(from..).and_then(|rest| memchr::memchr(b'\r', rest)).map(|found| found.saturating_add(from));
+    match found {
+        Some(at) if text.get(at.saturating_add(1)) == Some(&b'\n') => Ok(at),
+        _ => Err(Fault::Invalid("a line has a bare CR")),
+    }
+}
+
+/// `HTTP/1.1 200 OK`; the reason may be missing, with its space.
+fn status_line(line: &[u8]) -> Result<(u16, bool), Fault> {
+    let (version, rest) = line.split_at_checked(9).unwrap_or((line, &[]));
+    let is_1_1 = match version {
+        b"HTTP/1.1 " => true,
+        b"HTTP/1.0 " => false,
+        _ => return Err(Fault::Invalid("it does not begin with HTTP/1.1 or HTTP/1.0")),
+    };
+    let (status, reason) = match rest {
+        [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', reason @ ..] => {
+            let digit = |digit: &u8| u16::from(digit.saturating_sub(b'0'));
+            let status =
+                digit(a).saturating_mul(100).saturating_add(digit(b).saturating_mul(10)).saturating_add(digit(c));
+            (status, reason)
+        }
+        _ => return Err(Fault::Invalid("its status is not three digits")),
+    };
+    if !matches!(reason, [] | [b' ', ..]) || has_control(reason) {
+        return Err(Fault::Invalid("its status line is malformed"));
+    }
+    if status == 101 {
+        return Err(Fault::Invalid("it switches protocols, which nobody asked for"));
+    }
+    Ok((status, is_1_1))
+}
+
+fn field_line(text: &[u8], start: usize, end: usize) -> Result<(Range<u32>, Range<u32>), Fault> {
+    let line = text.get(start..end).unwrap_or(&[]);
+    let colon = memchr::memchr(b':', line).ok_or(Fault::Invalid("a field line has no colon"))?;
+    let name = line.get(..colon).unwrap_or(&[]);
+    if name.is_empty() || !name.iter().copied().all(is_token) {
+        return Err(Fault::Invalid("a field name is not a token"));
+    }
+    let value = line.get(colon.saturating_add(1)..).unwrap_or(&[]);
+    if has_control(value) {
+        return Err(Fault::Invalid("a field value has a control octet"));
+    }
+    let lead = value.len().saturating_sub(value.trim_ascii_start().len());
+    let value_start = start.saturating_add(colon).saturating_add(1).saturating_add(lead);
+    let value_end = value_start.saturating_add(value.trim_ascii().len());
+    let narrow = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
+    Ok((narrow(start)..narrow(start.saturating_add(colon)), narrow(value_start)..narrow(value_end)))
+}
