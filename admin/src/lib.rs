@@ -46,6 +46,9 @@ pub struct AdminOptions {
     /// Brings `request_count` and `last_used_at` in the store up to date. Called before tokens are read, and given up
     /// on after a second: a stale count is better than no answer.
     pub catch_up: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
+    /// Waits until the data plane of this process acts on every change made so far. Called after each change and
+    /// before its answer, and given up on after a second: who reads "revoked" can rely on it.
+    pub applied: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
 }
 
 /// Whether the process takes work.
@@ -65,6 +68,7 @@ pub(crate) struct Admin {
     default_api: String,
     render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     health: Arc<dyn Fn() -> BoxFuture<'static, Health> + Send + Sync>,
+    applied: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
     catch_up: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
 }
 
@@ -78,6 +82,7 @@ impl Admin {
             render_metrics: options.render_metrics,
             health: options.health,
             catch_up: options.catch_up,
+            applied: options.applied,
         }
     }
 }

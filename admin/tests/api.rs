@@ -77,6 +77,7 @@ impl Plane {
                 let health = if draining { Health::NotReady("draining".to_owned()) } else { Health::Ready };
                 async move { health }.boxed()
             }),
+            applied: Arc::new(|| std::future::ready(()).boxed()),
             catch_up: Arc::new(move || {
                 counted.fetch_add(1, Ordering::Relaxed);
                 async {}.boxed()

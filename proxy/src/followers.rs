@@ -13,21 +13,31 @@ use llm_proxy_store::{Change, Count, Store};
 use tokio::runtime::Handle;
 use tokio::sync::broadcast::Receiver as Changes;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::plane::Gateway;
 
-/// Applies every change of the store to the tokens in memory, until the store is gone.
-pub async fn follow_changes(gateway: Arc<Gateway>, mut changes: Changes<Change>) {
+/// Applies every change of the store to the tokens in memory, until the store is gone. `applied` tells up to which.
+pub async fn follow_changes(gateway: Arc<Gateway>, mut changes: Changes<Change>, applied: watch::Sender<u64>) {
     loop {
         match changes.recv().await {
-            Ok(change) => gateway.tokens.apply(&change).await,
+            Ok(change) => {
+                gateway.tokens.apply(&change).await;
+                applied.send_replace(change.seq);
+            }
             Err(RecvError::Lagged(missed)) => {
                 tracing::warn!(missed, "changes came faster than they could be followed: everything is read again");
                 gateway.tokens.apply_all().await;
             }
             Err(RecvError::Closed) => return,
         }
+    }
+}
+
+/// Waits until the changes that the store has now are applied.
+pub async fn until_applied(store: &Store, mut applied: watch::Receiver<u64>) {
+    if let Ok(position) = store.change_position().await {
+        let _ = applied.wait_for(|applied| *applied >= position).await;
     }
 }
 

@@ -23,11 +23,11 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::listening::Service;
 use tokio::runtime::Runtime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::data_dir::DataDir;
 use crate::edge::Edge;
-use crate::followers::{RequestCounter, follow_changes};
+use crate::followers::{RequestCounter, follow_changes, until_applied};
 use crate::plane::drain::Drain;
 use crate::plane::held::HeldBytes;
 use crate::plane::metrics::{self, Metrics};
@@ -112,7 +112,9 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
         drain,
     });
 
-    control.spawn(follow_changes(Arc::clone(&gateway), store.subscribe()));
+    let position = control.block_on(store.change_position()).context("DATABASE_URL")?;
+    let (applied, is_applied) = watch::channel(position);
+    control.spawn(follow_changes(Arc::clone(&gateway), store.subscribe(), applied));
     let sink_books = sink.books();
     let render_metrics: Arc<dyn Fn() -> String + Send + Sync> = {
         let (gateway, prometheus, sink) = (Arc::clone(&gateway), prometheus.clone(), sink_books.clone());
@@ -139,6 +141,13 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
                 };
                 futures::future::ready(health).boxed()
             }),
+            applied: {
+                let store = store.clone();
+                Arc::new(move || {
+                    let (store, applied) = (store.clone(), is_applied.clone());
+                    async move { until_applied(&store, applied).await }.boxed()
+                })
+            },
             catch_up: Arc::new(move || {
                 let asker = asker.clone();
                 async move { asker.catch_up().await }.boxed()

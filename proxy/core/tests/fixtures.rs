@@ -134,7 +134,7 @@ impl Fixture {
         ] {
             assert_eq!(tokens(number), self.expected(name), "{name} of {file}");
         }
-        let provider = usage.provider.as_ref().expect("the provider's object").get();
+        let provider = usage.provider.as_deref().expect("the provider's object");
         let parsed: Value = serde_json::from_str(provider).unwrap();
         assert_eq!(Some(&parsed), self.listed.usage_as_recorded.as_ref(), "{file}");
         let is_merged = self.dialect() == Dialect::Anthropic && self.listed.stream;

@@ -1,8 +1,10 @@
 //! The client's byte stream with our rules below Pingora's parser.
 //!
-//! Two things cannot be had above it. Chunk framing is read by Pingora more laxly than RFC 9112 §7.1 says, so a state
+//! Three things cannot be had above it. Chunk framing is read by Pingora more laxly than RFC 9112 §7.1 says, so a state
 //! machine checks the grammar on the bytes as they are read. And a Content-Length answer is flushed only at its end,
-//! so while [`Guard::flush_each_write`] is on, every write goes out at once.
+//! so while [`Guard::flush_each_write`] is on, every write goes out at once. And an answer's head would cost two maps of
+//! its fields, so Pingora writes one with framing alone, and [`Guard::add_fields`] puts the provider's fields into it on
+//! its way out: the counterpart of the framing head that its session reads.
 
 use std::any::Any;
 use std::io;
@@ -12,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
+use bytes::{Buf, BufMut, BytesMut};
+use parking_lot::Mutex;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::SslDigest;
 use pingora_core::protocols::{
@@ -28,12 +32,22 @@ pub struct Guard {
     inner: Stream,
     chunks: Option<ChunkRules>,
     flush_each_write: AtomicBool,
+    /// Field lines for the head that is written next.
+    fields: Mutex<Option<BytesMut>>,
+    /// Taken from the writer and not yet by the connection.
+    output: BytesMut,
 }
 
 impl Guard {
     /// Wraps a new connection.
     pub fn new(inner: Stream) -> Self {
-        Self { inner, chunks: None, flush_each_write: AtomicBool::new(false) }
+        Self {
+            inner,
+            chunks: None,
+            flush_each_write: AtomicBool::new(false),
+            fields: Mutex::new(None),
+            output: BytesMut::new(),
+        }
     }
 
     /// Gets the guard back out of the stream that Pingora returned.
@@ -47,6 +61,7 @@ impl Guard {
     /// When those bytes break the chunk grammar already.
     pub fn arm(&mut self, chunked: bool, beyond: &[u8]) -> Result<(), &'static str> {
         *self.flush_each_write.get_mut() = false;
+        *self.fields.get_mut() = None;
         self.chunks = chunked.then(ChunkRules::default);
         self.chunks.as_mut().map_or(Ok(()), |rules| rules.feed(beyond))
     }
@@ -56,6 +71,32 @@ impl Guard {
         if let Some(guard) = stream.as_any().downcast_ref::<Self>() {
             guard.flush_each_write.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Puts field lines, each with its CRLF, into the head that is written next, behind its status line.
+    pub fn add_fields(stream: &Stream, fields: BytesMut) {
+        if let Some(guard) = stream.as_any().downcast_ref::<Self>() {
+            *guard.fields.lock() = Some(fields);
+        }
+    }
+
+    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.output.is_empty() {
+            let written = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.output))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.output.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn flush_now(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if *self.flush_each_write.get_mut() {
+            // Pending is fine: the bytes are the inner stream's, and the next write or flush goes on with them.
+            let _ = Pin::new(&mut self.inner).poll_flush(cx)?;
+        }
+        Ok(())
     }
 }
 
@@ -75,19 +116,31 @@ impl AsyncRead for Guard {
 
 impl AsyncWrite for Guard {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
-        if self.flush_each_write.load(Ordering::Relaxed) {
-            // Pending is fine: the bytes are the inner stream's, and the next write or flush goes on with them.
-            let _ = Pin::new(&mut self.inner).poll_flush(cx)?;
+        ready!(self.poll_output(cx))?;
+        if let Some(fields) = self.fields.get_mut().take() {
+            let status_line = memchr::memchr(b'\n', buf).map_or(buf.len(), |end| end.saturating_add(1));
+            let (status_line, rest) = buf.split_at_checked(status_line).unwrap_or((buf, &[]));
+            self.output.reserve(buf.len().saturating_add(fields.len()));
+            self.output.put_slice(status_line);
+            self.output.put_slice(&fields);
+            self.output.put_slice(rest);
+            // What does not go now goes before anything that is written later.
+            let _ = self.poll_output(cx)?;
+            self.flush_now(cx)?;
+            return Poll::Ready(Ok(buf.len()));
         }
+        let written = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
+        self.flush_now(cx)?;
         Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_output(cx))?;
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_output(cx))?;
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 
@@ -96,10 +149,13 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, bufs))?;
-        if self.flush_each_write.load(Ordering::Relaxed) {
-            let _ = Pin::new(&mut self.inner).poll_flush(cx)?;
+        if self.fields.get_mut().is_some() {
+            let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
+            return self.poll_write(cx, first);
         }
+        ready!(self.poll_output(cx))?;
+        let written = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, bufs))?;
+        self.flush_now(cx)?;
         Poll::Ready(Ok(written))
     }
 

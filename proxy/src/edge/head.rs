@@ -174,7 +174,7 @@ const CLASSES: [u8; 256] = {
     let mut octet = 0u8;
     loop {
         let mut class = 0;
-        if is_token(octet) {
+        if is_token_octet(octet) {
             class |= TOKEN;
         }
         let encoded = matches!(octet, b'#' | b'\\' | b'<' | b'>' | b'"' | b'^' | b'`' | b'{' | b'|' | b'}');
@@ -204,8 +204,13 @@ pub fn has_control(value: &[u8]) -> bool {
     value.iter().fold(false, |found, octet| found | ((*octet < 0x20) & (*octet != b'\t')) | (*octet == 0x7F))
 }
 
+/// Whether all of this is a token (RFC 9110 §5.6.2). The empty text is one here.
+pub fn is_token(text: &[u8]) -> bool {
+    all(text, TOKEN)
+}
+
 /// One octet of a token.
-pub const fn is_token(octet: u8) -> bool {
+pub const fn is_token_octet(octet: u8) -> bool {
     octet.is_ascii_alphanumeric()
         || matches!(
             octet,

@@ -20,7 +20,7 @@ use pingora_core::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub use self::guard::{Guard, is_framing_fault};
-pub use self::head::{has_control, is_token};
+pub use self::head::{has_control, is_token, is_token_octet};
 use self::reader::{Received, read_head};
 use crate::call::{Call, Framing, Version};
 use crate::plane::credentials::Remembered;

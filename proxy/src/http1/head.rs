@@ -110,9 +110,9 @@ impl AnswerHead {
         self.fields.iter().map(|(name, value)| (self.slice(name), self.slice(value)))
     }
 
-    /// A value, sharing the head's memory. It must be one of [`Self::fields`].
-    pub fn share(&self, value: &[u8]) -> Bytes {
-        if value.is_empty() { Bytes::new() } else { self.raw.slice_ref(value) }
+    /// Bytes of the whole head on the wire.
+    pub fn wire_bytes(&self) -> usize {
+        self.raw.len()
     }
 
     /// The first value under this name, which is given in lower case.
@@ -205,7 +205,7 @@ fn field_line(text: &[u8], start: usize, end: usize) -> Result<(Range<u32>, Rang
     let line = text.get(start..end).unwrap_or(&[]);
     let colon = memchr::memchr(b':', line).ok_or(Fault::Invalid("a field line has no colon"))?;
     let name = line.get(..colon).unwrap_or(&[]);
-    if name.is_empty() || !name.iter().copied().all(is_token) {
+    if name.is_empty() || !is_token(name) {
         return Err(Fault::Invalid("a field name is not a token"));
     }
     let value = line.get(colon.saturating_add(1)..).unwrap_or(&[]);

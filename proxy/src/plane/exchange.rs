@@ -425,14 +425,14 @@ async fn relay(
     // Looked at before the head is written: a whole answer that is here already goes out in one write.
     let mut next =
         if framing == AnswerFraming::NoBody { Some(Ok(None)) } else { provider.http.read_body().now_or_never() };
-    if next.is_none()
-        && let Some(stream) = client.stream()
-    {
-        Guard::flush_each_write(stream);
-    }
     let Some(answer) = provider.http.answer() else { return Err(Refusal::UpstreamInvalid.into()) };
-    let head = forward::answer_head(call, answer, framing, &exchange.id.field, cors_fields)
-        .map_err(|_| Refusal::UpstreamInvalid)?;
+    let head = forward::answer_head(call, answer, framing).map_err(|_| Refusal::UpstreamInvalid)?;
+    if let Some(stream) = client.stream() {
+        if next.is_none() {
+            Guard::flush_each_write(stream);
+        }
+        Guard::add_fields(stream, forward::answer_fields(answer, &exchange.id.field, cors_fields));
+    }
     if framing == AnswerFraming::UntilClose || exchange.is_stopping() {
         client.set_keepalive(None);
     }

@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 
 use bytes::{BufMut, BytesMut};
-use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use llm_proxy_core::dialect::Dialect;
 use pingora_core::{ErrorType, OrErr, Result};
 use pingora_http::ResponseHeader;
@@ -113,65 +113,60 @@ pub fn answer_framing(call: &Call, answer: &AnswerHead) -> AnswerFraming {
     }
 }
 
-/// Our id of the exchange, on every answer.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-llm-proxy-request-id");
-
-/// Fields of an answer that are for one connection, or that we write ourselves. By the name's text: comparing names
-/// one by one costs more than all the rest of the head.
-fn is_dropped(name: &HeaderName) -> bool {
-    match name.as_str() {
-        "connection"
-        | "content-length"
-        | "transfer-encoding"
-        | "te"
-        | "trailer"
-        | "upgrade"
-        | "date"
-        | "host"
-        | "keep-alive"
-        | "proxy-authenticate"
-        | "proxy-authorization"
-        | "proxy-connection"
-        | "x-llm-proxy-request-id" => true,
-        // It would send the client past us to the provider.
-        "alt-svc" => true,
+/// Fields of an answer that are for one connection, or that we write ourselves.
+fn is_dropped(name: &[u8]) -> bool {
+    let is = |dropped: &[&str]| dropped.iter().any(|dropped| name.eq_ignore_ascii_case(dropped.as_bytes()));
+    // By length first: nearly every field is none of these.
+    match name.len() {
+        2 => is(&["te"]),
+        4 => is(&["date", "host"]),
+        // Alt-Svc would send the client past us to the provider.
+        7 => is(&["trailer", "upgrade", "alt-svc"]),
+        10 => is(&["connection", "keep-alive"]),
+        14 => is(&["content-length"]),
+        16 => is(&["proxy-connection"]),
+        17 => is(&["transfer-encoding"]),
+        18 => is(&["proxy-authenticate"]),
+        19 => is(&["proxy-authorization"]),
+        22 => is(&["x-llm-proxy-request-id"]),
         _ => false,
     }
 }
 
-/// Builds the answer's head for the client.
-///
-/// # Errors
-/// When a field of ours cannot be represented.
-pub fn answer_head(
-    call: &Call,
+/// The answer's fields for the client, as they go over the wire: what the provider sent and we do not write ourselves.
+pub fn answer_fields(
     answer: &AnswerHead,
-    framing: AnswerFraming,
     request_id: &HeaderValue,
     cors: &[(&'static str, Cow<'static, str>)],
-) -> Result<Box<ResponseHeader>> {
+) -> BytesMut {
     let nominated: Vec<&[u8]> = answer.connection_options().collect();
-    // Two more than we add: Pingora writes `date` and `connection`.
-    let capacity = answer.fields().len().saturating_add(cors.len()).saturating_add(4);
-    let mut fields = HeaderMap::with_capacity(capacity);
+    let mut fields = BytesMut::with_capacity(answer.wire_bytes().saturating_add(512));
     for (name, value) in answer.fields() {
-        if nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) {
-            continue;
-        }
-        let name = HeaderName::from_bytes(name).or_err(ErrorType::InvalidHTTPHeader, "a field name")?;
-        let replaced =
-            !cors.is_empty() && (name == ACCESS_CONTROL_ALLOW_ORIGIN || name == ACCESS_CONTROL_EXPOSE_HEADERS);
-        if !is_dropped(&name) && !replaced {
-            let value = HeaderValue::from_maybe_shared(answer.share(value))
-                .or_err(ErrorType::InvalidHTTPHeader, "a field value")?;
-            fields.append(name, value);
+        let replaced = !cors.is_empty() && is_cors(name);
+        let is_nominated = nominated.iter().any(|option| option.eq_ignore_ascii_case(name));
+        if !is_dropped(name) && !replaced && !is_nominated {
+            put_field(&mut fields, name, value);
         }
     }
-    fields.append(REQUEST_ID, request_id.clone());
+    put_field(&mut fields, b"x-llm-proxy-request-id", request_id.as_bytes());
     for (name, value) in cors {
-        let value = HeaderValue::from_str(value).or_err(ErrorType::InvalidHTTPHeader, "an origin")?;
-        fields.append(HeaderName::from_static(name), value);
+        put_field(&mut fields, name.as_bytes(), value.as_bytes());
     }
+    fields
+}
+
+fn is_cors(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"access-control-allow-origin")
+        || name.eq_ignore_ascii_case(b"access-control-expose-headers")
+}
+
+/// The answer's head as Pingora writes it: status and framing. The fields come in by [`answer_fields`].
+///
+/// # Errors
+/// When the status is none.
+pub fn answer_head(call: &Call, answer: &AnswerHead, framing: AnswerFraming) -> Result<Box<ResponseHeader>> {
+    // Two more than we add: Pingora writes `date` and `connection`.
+    let mut fields = HeaderMap::with_capacity(4);
     match framing {
         AnswerFraming::Length(length) => {
             fields.append(CONTENT_LENGTH, HeaderValue::from(length));

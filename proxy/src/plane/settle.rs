@@ -471,7 +471,7 @@ fn usage_record(usage: Usage) -> event::Usage {
         reasoning_output_tokens: tokens(usage.reasoning_output_tokens),
         audio_input_tokens: tokens(usage.audio_input_tokens),
         audio_output_tokens: tokens(usage.audio_output_tokens),
-        provider_json: usage.provider.map(|provider| provider.get().as_bytes().to_vec()),
+        provider_json: usage.provider.map(|provider| provider.into_string().into_bytes()),
     }
 }
 

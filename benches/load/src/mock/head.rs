@@ -60,7 +60,11 @@ impl Head {
     /// The value of a query parameter, as written.
     pub(super) fn query(&self, name: &str) -> Option<&str> {
         let query = self.target.split_once('?')?.1;
-        query.split('&').filter_map(|pair| pair.split_once('=')).find(|(own, _)| *own == name).map(|(_, value)| value)
+        query
+            .split('&')
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(own, _)| is_named(own, name))
+            .map(|(_, value)| value)
     }
 
     fn parse(raw: &Bytes) -> Result<Self, &'static str> {
@@ -132,6 +136,21 @@ fn decimal(value: &[u8]) -> Option<u64> {
         return None;
     }
     std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// Whether a parameter's name, which may be percent-encoded, is this one.
+fn is_named(own: &str, name: &str) -> bool {
+    let mut octets = own.bytes();
+    let decoded = std::iter::from_fn(|| {
+        let octet = octets.next()?;
+        if octet != b'%' {
+            return Some(octet);
+        }
+        let mut digit =
+            || char::from(octets.next().unwrap_or(b'?')).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        Some(digit()?.wrapping_mul(16).wrapping_add(digit()?))
+    });
+    decoded.eq(name.bytes())
 }
 
 #[cfg(test)]

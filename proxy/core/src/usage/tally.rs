@@ -1,7 +1,5 @@
 //! What has been learned about one answer so far, and what follows from it at the end.
 
-use serde_json::value::RawValue;
-
 use super::number::{self, Counts};
 use super::walk::Walk;
 use super::{Asked, Ended, Number, Source, Usage};
@@ -45,8 +43,7 @@ pub(super) struct Tally {
     model: Option<String>,
     /// With the choice's index, one for each.
     finish_reasons: Vec<(u64, String)>,
-    /// The provider's usage object; empty until there is one. Proven to be JSON only in the end: some streams repeat it
-    /// in every event.
+    /// The provider's usage object; empty until there is one. Some streams repeat it in every event.
     pub(super) reported: Vec<u8>,
     /// The output number will not grow any more.
     pub(super) is_final: bool,
@@ -221,8 +218,8 @@ impl Tally {
     }
 
     fn usage(&mut self, is_final: bool, asked: &Asked<'_>) -> Usage {
-        let provider = raw(std::mem::take(&mut self.reported));
-        let counts = match provider.as_deref().map(|provider| provider.get().as_bytes()) {
+        let provider = text(std::mem::take(&mut self.reported));
+        let counts = match provider.as_deref().map(str::as_bytes) {
             None => Counts::default(),
             Some(provider) => match self.dialect {
                 Dialect::OpenAi | Dialect::Azure => openai::counts(provider),
@@ -281,10 +278,9 @@ pub(super) fn is_usage_object(value: &[u8]) -> bool {
     value.starts_with(b"{") && value.len() <= MAX_USAGE_BYTES
 }
 
-/// The object as others may embed it; `None` if there is none, or it is no JSON after all.
-fn raw(object: Vec<u8>) -> Option<Box<RawValue>> {
-    let json = String::from_utf8(object).ok().filter(|json| !json.is_empty())?;
-    RawValue::from_string(json).ok()
+/// The object as text; `None` if there is none, or it is not UTF-8.
+fn text(object: Vec<u8>) -> Option<Box<str>> {
+    String::from_utf8(object).ok().filter(|text| !text.is_empty()).map(String::into_boxed_str)
 }
 
 fn reported(tokens: Option<u64>) -> Option<Number> {
