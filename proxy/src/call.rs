@@ -68,8 +68,6 @@ pub enum Name {
     AnthropicVersion,
     /// `x-request-id` or `x-client-request-id`, passed on.
     ClientRequestId,
-    /// `x-stainless-retry-count`, passed on.
-    RetryCount,
 }
 
 impl Name {
@@ -97,7 +95,6 @@ impl Name {
             17 => pick(&[("transfer-encoding", Self::TransferEncoding), ("anthropic-version", Self::AnthropicVersion)]),
             19 => pick(&[("proxy-authorization", Self::Dropped), ("x-client-request-id", Self::ClientRequestId)]),
             22 => pick(&[("x-http-method-override", Self::Dropped)]),
-            23 => pick(&[("x-stainless-retry-count", Self::RetryCount)]),
             29 => pick(&[("access-control-request-method", Self::AccessControlRequestMethod)]),
             30 => pick(&[("access-control-request-headers", Self::AccessControlRequestHeaders)]),
             _ => Self::Other,

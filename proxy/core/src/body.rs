@@ -21,8 +21,8 @@ pub enum BadBody {
     /// Not exactly one JSON value, or a policy field nested deeper than 128 levels.
     #[error("the body is not one JSON value: {0}")]
     NotJson(String),
-    /// A field that policy reads stands there twice, so that two parsers could see two values.
-    #[error("the field `{0}` stands in the body twice")]
+    /// A field that policy reads stands there twice or in another letter case, so that two parsers could see two values.
+    #[error("the field `{0}` stands in the body twice, or not in small letters")]
     Twice(String),
 }
 
@@ -81,11 +81,12 @@ impl<'de> Visitor<'de> for TopLevel<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(name) = map.next_key_seed(Text)? {
-            if !self.wanted.contains(&&*name) {
+            let Some(wanted) = self.wanted.iter().find(|wanted| wanted.eq_ignore_ascii_case(&name)) else {
                 map.next_value::<IgnoredAny>()?;
                 continue;
-            }
-            if self.fields.get(&name).is_some() {
+            };
+            // Some readers take names in any letter case: another spelling is a second field.
+            if *wanted != name || self.fields.get(&name).is_some() {
                 *self.twice = Some(name.into_owned());
                 return Err(serde::de::Error::custom("a policy field stands there twice"));
             }
@@ -350,6 +351,7 @@ mod tests {
         for body in [&br#"{"model":"a","model":"b"}"#[..], br#"{"model":"a","mod\u0065l":"a"}"#] {
             assert_eq!(read(body, &["model"]), Err(BadBody::Twice("model".into())));
         }
+        assert_eq!(read(br#"{"model":"a","Model":"b"}"#, &["model"]), Err(BadBody::Twice("Model".into())));
         assert!(read(br#"{"x":1,"x":2,"model":"a"}"#, &["model"]).is_ok(), "other fields are the provider's business");
     }
 

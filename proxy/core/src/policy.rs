@@ -49,6 +49,13 @@ impl EndpointPattern {
         Self { segments, open_ended }
     }
 
+    /// Whether these segments are covered by a pattern that speaks of them: its first two segments are literal
+    /// (`/v1/batches/**`, not `/v1/**`), and no segment hides another behind a `%2F`.
+    pub fn names<S: AsRef<str>>(&self, path: &[S]) -> bool {
+        let is_literal = self.segments.len() > 1 && self.segments.iter().take(2).all(Option::is_some);
+        is_literal && path.iter().all(|segment| !segment.as_ref().contains('/')) && self.matches(path)
+    }
+
     /// Whether these decoded segments are covered. `/v1/files/**` covers what is below `/v1/files`, not itself.
     pub fn matches<S: AsRef<str>>(&self, path: &[S]) -> bool {
         let length_fits =

@@ -74,7 +74,7 @@ pub struct Route {
 pub enum Verdict {
     /// Served.
     Allowed,
-    /// Served, and named by an `allowed_endpoints` list.
+    /// Served, and named by an `allowed_endpoints` list: not by a wildcard at its root.
     Named,
     /// Outside a configured list: 403.
     NotListed,
@@ -272,7 +272,8 @@ impl Routes {
         }
         let (endpoint, path_model) = endpoint_of(api.dialect, &judged);
         let verdict = match &api.allowed_endpoints {
-            Some(list) if list.iter().any(|pattern| pattern.matches(&judged)) => Verdict::Named,
+            Some(list) if list.iter().any(|pattern| pattern.names(&judged)) => Verdict::Named,
+            Some(list) if list.iter().any(|pattern| pattern.matches(&judged)) => Verdict::Allowed,
             Some(_) => Verdict::NotListed,
             None if api.serves(&judged) => Verdict::Allowed,
             None => Verdict::NotServed,

@@ -52,7 +52,8 @@ impl Edge {
     /// Answers a head that never became a call, and closes.
     async fn refuse(&self, guard: &mut Guard, refusal: Refusal) {
         let answer = self.plane.answer_raw(&refusal);
-        if guard.write_all(&answer).await.is_ok() && guard.flush().await.is_ok() {
+        let writing = async { guard.write_all(&answer).await.is_ok() && guard.flush().await.is_ok() };
+        if tokio::time::timeout(LINGER, writing).await.unwrap_or(false) {
             // A short lingering read: closing with unread bytes would reset the connection under the answer.
             let _ = guard.shutdown().await;
             let mut sink = [0u8; 4096];

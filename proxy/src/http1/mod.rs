@@ -203,6 +203,11 @@ impl Http1 {
         }
     }
 
+    /// Whether the last piece of the body has been read.
+    pub fn body_is_over(&self) -> bool {
+        matches!(self.body, Body::Done)
+    }
+
     /// The connection, when everything on it was regular and it may carry another exchange.
     pub fn into_reusable(self) -> Option<Stream> {
         let persists = self.answer.as_ref().is_some_and(AnswerHead::persists);

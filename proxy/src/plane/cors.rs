@@ -27,7 +27,7 @@ pub fn is_preflight(call: &Call) -> bool {
 /// When the API has an origin list without it, or the field is no text.
 pub fn origin<'a>(call: &'a Call, api: &Api) -> Result<Option<&'a str>, OriginRefused> {
     let Some(origin) = call.value_of(Name::Origin) else { return Ok(None) };
-    let origin = std::str::from_utf8(origin).map_err(|_| OriginRefused)?;
+    let origin = std::str::from_utf8(origin).ok().filter(|origin| origin.is_ascii()).ok_or(OriginRefused)?;
     match &api.allowed_origins {
         Some(allowed) if !origin_allowed(allowed, origin) => Err(OriginRefused),
         _ => Ok(Some(origin)),

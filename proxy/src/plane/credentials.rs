@@ -52,9 +52,12 @@ pub fn find<'a>(call: &'a Call, target: &Target<'a>, dialect: Dialect) -> Result
         let text = if field.kind == Name::Authorization { bearer(text).ok_or(NoToken)? } else { text };
         take(form, Cow::Borrowed(text))?;
     }
-    if dialect == Dialect::Gemini {
-        for value in target.query_values("key") {
-            take(&mut forms.query, decode(value.value).ok_or(NoToken)?)?;
+    for name in query_forms(dialect) {
+        for value in target.query_values(name) {
+            let text = decode(value.value).ok_or(NoToken)?;
+            let text =
+                if *name == "Authorization" { Cow::Owned(bearer(&text).ok_or(NoToken)?.to_owned()) } else { text };
+            take(&mut forms.query, text)?;
         }
     }
     Ok((token.ok_or(NoToken)?, forms))
@@ -95,15 +98,24 @@ fn bearer(value: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| rest.trim_start_matches(' '))
 }
 
-/// Where the provider's key goes: in place of the token where the provider takes it there, else where it does.
+/// The query parameters in which this dialect's clients may put their key.
+const fn query_forms(dialect: Dialect) -> &'static [&'static str] {
+    match dialect {
+        Dialect::Gemini => &["key"],
+        // Browsers cannot set fields on a WebSocket, so Azure's realtime clients put their credential here.
+        Dialect::Azure => &["api-key", "Authorization"],
+        Dialect::OpenAi | Dialect::Anthropic => &[],
+    }
+}
+
+/// Where the provider's key goes. Always a field: a provider may show the query again (in the address of an upload it
+/// has begun, say), and its key with it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Placement {
     /// `authorization: Bearer …`.
     Authorization,
     /// A field of its own.
     Field(&'static str),
-    /// In the query, in place of the token.
-    Query,
 }
 
 impl Forms {
@@ -114,57 +126,33 @@ impl Forms {
             // Newer Anthropic SDKs send their key as Bearer, older ones in x-api-key; the provider takes both.
             Dialect::Anthropic if self.authorization => Placement::Authorization,
             Dialect::Anthropic => Placement::Field("x-api-key"),
-            Dialect::Gemini if self.query && !self.x_goog_api_key => Placement::Query,
             Dialect::Gemini => Placement::Field("x-goog-api-key"),
             // Azure takes a Bearer only from Entra ID; a key goes into api-key.
             Dialect::Azure => Placement::Field("api-key"),
         }
     }
 
-    /// The query to forward: as received, with the token in it replaced or, where the key goes elsewhere, dropped.
-    pub fn query(&self, target: &Target<'_>, placement: &Placement, key: &ProviderKey) -> Option<String> {
+    /// The query to forward: as received, less the parameters that carried the token.
+    pub fn query<'a>(&self, target: &Target<'a>, dialect: Dialect) -> Option<Cow<'a, str>> {
         let query = target.query?;
         if !self.query {
-            return Some(query.to_owned());
+            return Some(Cow::Borrowed(query));
         }
-        let Some(found) = target.query_values("key").next() else { return Some(query.to_owned()) };
-        let before = query.get(..found.start).unwrap_or("");
-        let after = query.get(found.end..).unwrap_or("");
-        if *placement == Placement::Query {
-            let mut swapped = String::with_capacity(query.len().saturating_add(64));
-            swapped.push_str(before);
-            push_encoded(&mut swapped, key.text.expose());
-            swapped.push_str(after);
-            return Some(swapped);
-        }
-        let before = before.rfind('&').map_or("", |ampersand| before.get(..ampersand).unwrap_or(""));
-        let rest = if before.is_empty() {
-            after.strip_prefix('&').unwrap_or(after).to_owned()
-        } else {
-            format!("{before}{after}")
+        let carries = |pair: &&str| {
+            let name = pair.split_once('=').and_then(|(name, _)| decode(name));
+            name.is_some_and(|name| query_forms(dialect).contains(&name.as_ref()))
         };
-        (!rest.is_empty()).then_some(rest)
+        let kept: Vec<&str> = query.split('&').filter(|pair| !carries(pair)).collect();
+        (!kept.is_empty()).then(|| Cow::Owned(kept.join("&")))
     }
 }
 
 impl Placement {
-    /// The field that carries the key, where it goes into one.
-    pub fn field<'k>(&self, key: &'k ProviderKey) -> Option<(&'static str, &'k HeaderValue)> {
+    /// The field that carries the key.
+    pub fn field<'k>(&self, key: &'k ProviderKey) -> (&'static str, &'k HeaderValue) {
         match self {
-            Self::Authorization => Some(("authorization", &key.bearer)),
-            Self::Field(name) => Some((name, &key.plain)),
-            Self::Query => None,
-        }
-    }
-}
-
-/// Percent-encodes what RFC 3986 §2.3 does not call unreserved.
-fn push_encoded(text: &mut String, value: &str) {
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            text.push(char::from(byte));
-        } else {
-            text.push_str(&format!("%{byte:02X}"));
+            Self::Authorization => ("authorization", &key.bearer),
+            Self::Field(name) => (name, &key.plain),
         }
     }
 }

@@ -29,11 +29,6 @@ impl Drain {
         self.stop.is_cancelled()
     }
 
-    /// Whether the drain time is over.
-    pub fn is_cut(&self) -> bool {
-        self.cut.is_cancelled()
-    }
-
     /// Waits for the order to stop. Cancel safe.
     pub async fn stopping(&self) {
         self.stop.cancelled().await;

@@ -15,10 +15,10 @@ use llm_proxy_core::token::TokenDigest;
 use llm_proxy_core::usage::{Answer, Meter};
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::clocks::{after, earlier};
-use super::credentials::{self, Forms, Remembered};
+use super::credentials::{self, Remembered};
 use super::forward::{self, AnswerFraming, Destination};
 use super::judge::{self, BodyRule};
 use super::settle::{self, Exchange, Outcome};
@@ -31,6 +31,9 @@ use crate::call::{Call, Framing, Name};
 use crate::edge::Guard;
 use crate::http1::{AnswerHead, BodyFraming, Fault};
 
+/// The most interim answers of one exchange: a provider that sends no others is none.
+const MOST_INTERIM: u32 = 16;
+
 /// The answer broke off, or nobody is there to read one: the connection must end without a clean close.
 pub struct Broken;
 
@@ -42,6 +45,8 @@ enum Stop {
     ClientGone,
     /// Something took the right to run away.
     Cut(CutReason),
+    /// The same in the middle of a write to the client: nothing may follow it.
+    Torn(CutReason),
     /// The answer's head is out, and the rest will not come.
     Fail(Refusal),
     /// All is said: the answer we gave ourselves is out.
@@ -121,21 +126,24 @@ async fn carry(
         return Err(Refusal::TooLarge(upstream.max_request_bytes).into());
     }
     let rule = judge::body_rule(call, api, &known, &route)?;
-    if call.expects_continue {
+    if call.expects_continue && rule != BodyRule::Pass {
         invite_body(client).await?;
     }
     let mut upload = match rule {
         BodyRule::Pass => Upload::streamed(call, upstream.max_request_bytes),
-        _ => judged_body(gateway, client, call, exchange, upstream, api, &known, &route, &rule).await?,
+        _ => judged_body(gateway, client, call, exchange, upstream, api, &known, &route, &rule, &cut).await?,
     };
     known
         .state
         .check_rate()
         .map_err(|TooFast { limit, retry_after_ms }| Refusal::RateLimited { limit, retry_after_ms })?;
     let permit = permit(gateway, &known).await?;
+    if call.expects_continue && rule == BodyRule::Pass {
+        invite_body(client).await?;
+    }
 
     let placement = forms.placement(exchange.dialect);
-    let outgoing_target = outgoing_target(&route, &target, &forms, &placement, key);
+    let outgoing_target = outgoing_target(&route, forms.query(&target, exchange.dialect));
     let to = Destination {
         authority: &upstream.authority,
         target: &outgoing_target,
@@ -203,10 +211,15 @@ async fn judged_body(
     known: &Known,
     route: &Route,
     rule: &BodyRule,
+    cut: &Watch,
 ) -> Result<Upload, Stop> {
     let waiting = Instant::now();
     let limit = upstream.max_held_bytes.min(upstream.max_request_bytes);
-    let (whole, hold) = read_whole(client, call, limit, &gateway.held, upstream.timeouts.idle).await?;
+    let (whole, hold) = tokio::select! {
+        biased;
+        reason = cut.cut() => return Err(Stop::Cut(reason)),
+        read = read_whole(client, call, limit, &gateway.held, upstream.timeouts.idle) => read?,
+    };
     exchange.waited_for_client = waiting.elapsed();
     if let Some(model) = judge::body(rule, &whole, api, known, route)? {
         exchange.model_requested = Some(model);
@@ -214,14 +227,8 @@ async fn judged_body(
     Ok(Upload::held(whole, hold))
 }
 
-fn outgoing_target(
-    route: &Route,
-    target: &Target<'_>,
-    forms: &Forms,
-    placement: &credentials::Placement,
-    key: &super::tokens::ProviderKey,
-) -> String {
-    match forms.query(target, placement, key) {
+fn outgoing_target(route: &Route, query: Option<Cow<'_, str>>) -> String {
+    match query {
         Some(query) => format!("{}?{query}", route.upstream_path),
         None => route.upstream_path.clone(),
     }
@@ -314,6 +321,7 @@ async fn send_once(
     let clock = sleep_until(after(Instant::now(), upstream.timeouts.first_byte));
     tokio::pin!(clock);
     let total = upstream.timeouts.total.map(|total| after(exchange.received().into(), total));
+    let mut interim = 0;
     loop {
         if upload.has_queued() || provider.http.has_output() {
             let before = exchange.request_bytes;
@@ -340,7 +348,11 @@ async fn send_once(
             biased;
             reason = cut.cut() => return Err(Stop::Cut(reason).into()),
             read = provider.http.read_head() => match read {
-                Ok(()) if is_interim(provider) => forward_interim(client, call, provider).await?,
+                Ok(()) if is_interim(provider) && interim < MOST_INTERIM => {
+                    interim = interim.saturating_add(1);
+                    forward_interim(client, call, provider).await?;
+                }
+                Ok(()) if is_interim(provider) => return Err(Refusal::UpstreamInvalid.into()),
                 Ok(()) => {
                     exchange.note_first_byte();
                     return Ok(());
@@ -368,9 +380,9 @@ async fn early_answer(
     fault: WriteFault,
 ) -> Result<(), Attempt> {
     upload.discard_rest();
-    let patience = Duration::from_secs(1);
+    let patience = after(Instant::now(), Duration::from_secs(1));
     loop {
-        match tokio::time::timeout(patience, provider.http.read_head()).await {
+        match timeout_at(patience, provider.http.read_head()).await {
             Ok(Ok(())) if is_interim(provider) => {}
             Ok(Ok(())) => {
                 exchange.note_first_byte();
@@ -428,7 +440,9 @@ async fn relay(
     let Some(answer) = provider.http.answer() else { return Err(Refusal::UpstreamInvalid.into()) };
     let head = forward::answer_head(call, answer, framing).map_err(|_| Refusal::UpstreamInvalid)?;
     if let Some(stream) = client.stream() {
-        if next.is_none() {
+        // What is not whole yet must not wait in a buffer for its rest.
+        let is_whole = provider.http.body_is_over() || matches!(next, Some(Ok(None)));
+        if !is_whole {
             Guard::flush_each_write(stream);
         }
         Guard::add_fields(stream, forward::answer_fields(answer, &exchange.id.field, cors_fields));
@@ -439,10 +453,10 @@ async fn relay(
     if framing == AnswerFraming::NoBody {
         exchange.settle(Outcome::Finished, None);
     }
-    write(client.write_response_header(head), cut).await?;
-
     let idle = upstream.timeouts.idle;
     let total = upstream.timeouts.total.map(|total| after(exchange.received().into(), total));
+    write(client.write_response_header(head), cut, earlier(after(Instant::now(), idle), total)).await?;
+
     let mut progress = Instant::now();
     let clock = sleep_until(earlier(after(progress, idle), total));
     tokio::pin!(clock);
@@ -492,7 +506,7 @@ async fn relay(
         } else if exchange.meter.as_ref().is_some_and(Meter::is_over) {
             exchange.settle(Outcome::Finished, None);
         }
-        write(client.write_response_body(piece, false), cut).await?;
+        write(client.write_response_body(piece, false), cut, earlier(after(progress, idle), total)).await?;
     }
     exchange.settle(Outcome::Finished, until_close(provider));
     Ok(())
@@ -554,12 +568,18 @@ fn broken_answer(fault: &Fault) -> Stop {
     Stop::Fail(Refusal::UpstreamCut)
 }
 
-/// A write to the client, which a cut may end: nothing is written after it then.
-async fn write<T>(writing: impl Future<Output = pingora_core::Result<T>>, cut: &Watch) -> Result<(), Stop> {
+/// A write to the client. A cut may end it, and so may a client that takes nothing for as long as a provider may say
+/// nothing.
+async fn write<T>(
+    writing: impl Future<Output = pingora_core::Result<T>>,
+    cut: &Watch,
+    until: Instant,
+) -> Result<(), Stop> {
     tokio::select! {
         biased;
         written = writing => written.map(|_| ()).map_err(|_| Stop::ClientGone),
-        reason = cut.cut() => Err(Stop::Cut(reason)),
+        reason = cut.cut() => Err(Stop::Torn(reason)),
+        () = sleep_until(until) => Err(Stop::ClientGone),
     }
 }
 
@@ -572,6 +592,7 @@ async fn end(
     stop: Stop,
 ) -> Result<(), Broken> {
     let head_is_out = client.response_written().is_some_and(|head| !head.status.is_informational());
+    let torn = matches!(stop, Stop::Torn(_));
     let (refusal, outcome, reason) = match stop {
         Stop::Answered => return Ok(()),
         Stop::ClientGone => {
@@ -582,10 +603,15 @@ async fn end(
             let outcome = Outcome::of_refusal(&refusal);
             (refusal, outcome, None)
         }
-        Stop::Cut(reason) => (cut_refusal(reason), Outcome::of_cut(reason), Some(cut_name(reason))),
+        Stop::Cut(reason) | Stop::Torn(reason) => {
+            (cut_refusal(reason), Outcome::of_cut(reason), Some(cut_name(reason)))
+        }
     };
-    if head_is_out {
-        let at_boundary = exchange.meter.as_ref().is_some_and(Meter::at_event_boundary);
+    if head_is_out || torn {
+        // In an answer of announced length an event could make up the missing bytes, and the break would look clean.
+        let counted =
+            client.response_written().is_some_and(|head| head.headers.contains_key(http::header::CONTENT_LENGTH));
+        let at_boundary = !torn && !counted && exchange.meter.as_ref().is_some_and(Meter::at_event_boundary);
         let event = refusal.event(exchange.dialect, exchange.endpoint, exchange.id.text());
         exchange.settle(outcome, Some(reason.unwrap_or_else(|| settle::reason(&refusal)).into()));
         if at_boundary {
@@ -644,8 +670,11 @@ async fn answer_health(gateway: &Gateway, client: &mut ServerSession, exchange: 
         ResponseHeader::build_no_case(if ready { 200 } else { 503 }, Some(4)).map_err(|_| Refusal::Internal)?;
     head.append_header("content-type", "application/json").map_err(|_| Refusal::Internal)?;
     head.append_header("content-length", body.len()).map_err(|_| Refusal::Internal)?;
-    client.write_response_header(Box::new(head)).await.map_err(|_| Stop::ClientGone)?;
-    client.write_response_body(bytes::Bytes::from_static(body), true).await.map_err(|_| Stop::ClientGone)?;
+    let writing = async {
+        client.write_response_header(Box::new(head)).await?;
+        client.write_response_body(bytes::Bytes::from_static(body), true).await
+    };
+    reply::patient(writing).await.map_err(|_| Stop::ClientGone)?;
     Err(Stop::Answered)
 }
 
@@ -658,6 +687,8 @@ async fn preflight(
     let api = exchange.api.and_then(|index| gateway.routes.apis().get(index)).ok_or(Refusal::UnknownRoute)?;
     let origin = cors::origin(call, api).ok().flatten().ok_or(Refusal::OriginNotAllowed)?;
     exchange.forget();
-    cors::answer_preflight(client, call, api, origin, exchange.id.text()).await.map_err(|_| Stop::ClientGone)?;
+    reply::patient(cors::answer_preflight(client, call, api, origin, exchange.id.text()))
+        .await
+        .map_err(|_| Stop::ClientGone)?;
     Err(Stop::Answered)
 }

@@ -49,9 +49,8 @@ pub fn request_head(call: &Call, to: &Destination<'_>) -> BytesMut {
             put_field(&mut head, name, call.value(field));
         }
     }
-    if let Some((name, value)) = to.placement.field(to.key) {
-        put_field(&mut head, name.as_bytes(), value.as_bytes());
-    }
+    let (name, value) = to.placement.field(to.key);
+    put_field(&mut head, name.as_bytes(), value.as_bytes());
     match to.framing {
         // A method that usually has content says so when there is none (RFC 9110 §8.6).
         Framing::None if matches!(call.method(), "POST" | "PUT" | "PATCH") => head.put_slice(b"content-length: 0\r\n"),

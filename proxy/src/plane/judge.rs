@@ -41,6 +41,10 @@ pub fn shape(call: &Call, api: &Api, route: &Route) -> Result<(), Refusal> {
         Verdict::NotListed => return Err(Refusal::EndpointNotAllowed),
         Verdict::NotServed => return Err(Refusal::UnknownRoute),
     }
+    // TRACE shows a request again, the provider's key with it; CONNECT makes a tunnel (RFC 9110 §9.3.6, §9.3.8).
+    if matches!(call.method(), "TRACE" | "CONNECT") {
+        return Err(Refusal::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".into()));
+    }
     if let Some(methods) = &api.allowed_methods
         && !methods.iter().any(|method| &**method == call.method())
     {
@@ -113,7 +117,7 @@ pub fn body_rule(call: &Call, api: &Api, known: &Known, route: &Route) -> Result
     };
     let content_type = call.value(field);
     match multipart::boundary(content_type) {
-        Some(boundary) if route.endpoint.model == ModelPlace::Form => Ok(BodyRule::ReadForm(boundary)),
+        Some(boundary) if route.endpoint.model != ModelPlace::Body => Ok(BodyRule::ReadForm(boundary)),
         _ if is_json(content_type) => Ok(BodyRule::ReadJson),
         _ if route.endpoint.model == ModelPlace::Form => {
             Err(Refusal::UnsupportedBody("send it as multipart/form-data"))

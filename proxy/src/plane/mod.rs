@@ -22,6 +22,7 @@ pub mod upstream;
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use llm_proxy_core::answer::Refusal;
@@ -35,6 +36,7 @@ use parking_lot::Mutex;
 use pingora_core::connectors::TransportConnector;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use self::credentials::Remembered;
@@ -47,6 +49,11 @@ use self::tokens::Tokens;
 use self::upstream::Upstream;
 use crate::call::{Call, Version};
 use crate::edge::raw_answer;
+
+/// How long the last bytes of an answer may take to leave.
+const LAST_WRITE: Duration = Duration::from_secs(600);
+/// How long a connection that is given up may take to close.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Everything an exchange decides with. Immutable while the process runs; what changes is inside.
 pub struct Gateway {
@@ -99,6 +106,8 @@ pub struct Plane {
 impl Plane {
     /// Carries one call on an HTTP/1.1 connection. `Some`: the connection is ready for the next head.
     pub async fn serve(&self, mut client: ServerSession, call: Call, remembered: &mut Remembered) -> Option<Stream> {
+        // Counted until its last byte is out: the process must not end before.
+        let _running = self.gateway.drain.enter();
         if !matches!(client.read_request().await, Ok(true)) {
             return None;
         }
@@ -110,21 +119,24 @@ impl Plane {
         let carried =
             AssertUnwindSafe(exchange::run(&self.gateway, &mut client, &call, remembered)).catch_unwind().await;
         match carried {
-            Ok(Ok(())) => client.finish().await.ok().flatten().map(|reusable| reusable.into_parts().0),
+            Ok(Ok(())) => {
+                let finished = timeout(LAST_WRITE, client.finish()).await.ok()?;
+                finished.ok().flatten().map(|reusable| reusable.into_parts().0)
+            }
             Ok(Err(exchange::Broken)) => {
                 // `finish` would write a clean end: an answer that broke must look broken.
-                client.shutdown().await;
+                let _ = timeout(LAST_WORDS, client.shutdown()).await;
                 None
             }
             Err(_panic) => {
                 ::metrics::counter!("llm_proxy_panics_total").increment(1);
-                if client.response_written().is_none() {
+                if client.response_written().is_none_or(|head| head.status.is_informational()) {
                     let id = ExchangeId::new(now_us());
                     client.set_keepalive(None);
                     let _ =
                         reply::refuse(&mut client, &call, Dialect::OpenAi, id.text(), &Refusal::Internal, &[]).await;
                 }
-                client.shutdown().await;
+                let _ = timeout(LAST_WORDS, client.shutdown()).await;
                 None
             }
         }

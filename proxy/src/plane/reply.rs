@@ -7,6 +7,7 @@ use bytes::Bytes;
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
 use pingora_core::protocols::http::ServerSession;
+use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 
 use crate::call::{Call, Framing};
@@ -15,6 +16,8 @@ use crate::call::{Call, Framing};
 const MOST_DRAINED: usize = 64 * 1024;
 /// How long that may take.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a client may take to read one of our own answers.
+const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 /// After an answer to a body we will not read: how long we listen on, so that the answer is not reset away.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -60,7 +63,7 @@ pub async fn refuse(
     request_id: &str,
     refusal: &Refusal,
     more: &[(&'static str, Cow<'static, str>)],
-) -> pingora_core::Result<()> {
+) -> Result<()> {
     let body_is_read = drain_small(client, call).await;
     let body = refusal.body(dialect, request_id);
     let fields = fields(refusal, dialect, request_id);
@@ -75,12 +78,26 @@ pub async fn refuse(
     if !body_is_read {
         client.set_keepalive(None);
     }
-    client.write_response_header(Box::new(head)).await?;
-    client.write_response_body(Bytes::from(body), true).await?;
+    let writing = async {
+        client.write_response_header(Box::new(head)).await?;
+        client.write_response_body(Bytes::from(body), true).await
+    };
+    patient(writing).await?;
     if !body_is_read {
         linger(client).await;
     }
     Ok(())
+}
+
+/// Writes one of our own answers, as long as the client reads it.
+///
+/// # Errors
+/// When the client can no longer be written to, or takes nothing for ten seconds.
+pub async fn patient<T>(writing: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(WRITE_PATIENCE, writing).await {
+        Ok(written) => written,
+        Err(_) => Error::e_explain(ErrorType::WriteTimedout, "the client does not read"),
+    }
 }
 
 /// Reads away what is left of a small body. `false`: more is left than we care to read.

@@ -16,11 +16,11 @@ use llm_proxy_plugins::event;
 use llm_proxy_plugins::journal::Kind;
 use uuid::Uuid;
 
+use super::Gateway;
 use super::gaps::Gaps;
 use super::metrics;
 use super::state::CutReason;
 use super::tokens::Known;
-use super::{Gateway, drain::Running};
 use crate::call::{Call, Name};
 
 /// How an exchange ended: `outcome` of the record.
@@ -170,7 +170,6 @@ pub struct Exchange<'a> {
     /// Where in the journal it begins.
     begun: Option<u64>,
     settled: bool,
-    _running: Running,
 }
 
 impl<'a> Exchange<'a> {
@@ -203,7 +202,6 @@ impl<'a> Exchange<'a> {
             refused_with: "none",
             begun: None,
             settled: false,
-            _running: gateway.drain.enter(),
         }
     }
 

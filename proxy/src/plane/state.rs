@@ -29,6 +29,7 @@ pub struct TokenState {
     root: CancellationToken,
     cut: ArcSwap<Cut>,
     rate: ArcSwap<Option<Rate>>,
+    editing: Mutex<()>,
     lease: Mutex<Lease>,
     refill: tokio::sync::Mutex<()>,
 }
@@ -78,6 +79,7 @@ impl TokenState {
             root,
             cut: ArcSwap::from_pointee(cut),
             rate: ArcSwap::from_pointee(None),
+            editing: Mutex::new(()),
             lease: Mutex::default(),
             refill: tokio::sync::Mutex::default(),
         }
@@ -116,6 +118,8 @@ impl TokenState {
     /// Sets the rate. Another rate starts with as many requests spent as the old one had, so that editing refills nothing.
     pub fn set_rate(&self, per_minute: Option<u32>) {
         let per_minute = per_minute.and_then(NonZeroU32::new);
+        // One at a time: the old limiter is emptied to see what is left of it.
+        let _turn = self.editing.lock();
         let old = self.rate.load();
         if old.as_ref().as_ref().map(|rate| rate.per_minute) == per_minute.map(NonZeroU32::get) {
             return;
@@ -162,17 +166,14 @@ impl TokenState {
             if let Some(answer) = self.take() {
                 return answer;
             }
-            match tokens.lease(&self.token_id).await {
+            match tokens.lease(self).await {
                 Ok(0) => {
                     let mut lease = self.lease.lock();
                     if lease.available == 0 {
                         lease.used_up = true;
                     }
                 }
-                Ok(granted) => {
-                    let mut lease = self.lease.lock();
-                    lease.available = lease.available.saturating_add(granted);
-                }
+                Ok(_) => {}
                 Err(Unavailable) => return Err(NoPermit::Unavailable),
             }
         }
@@ -185,6 +186,12 @@ impl TokenState {
             return Some(Ok(Permit(Some(Arc::clone(self)))));
         }
         lease.used_up.then_some(Err(NoPermit::UsedUp))
+    }
+
+    /// Adds what the store has granted.
+    pub fn credit(&self, granted: u32) {
+        let mut lease = self.lease.lock();
+        lease.available = lease.available.saturating_add(granted);
     }
 
     /// Takes the unused lease away, and forgets that nothing was left.

@@ -4,7 +4,6 @@
 //! limits (rate, lease, what to cut) and outlives the cache, so that evicting or editing a token never refills one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -12,7 +11,7 @@ use http::HeaderValue;
 use llm_proxy_core::policy::Glob;
 use llm_proxy_core::secret::Secret;
 use llm_proxy_core::token::TokenDigest;
-use llm_proxy_store::{Change, ChangeKind, Holder, Store};
+use llm_proxy_store::{Change, ChangeKind, Holder, Project, Store, StoreError};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
@@ -46,8 +45,6 @@ pub struct ProviderKey {
     pub plain: HeaderValue,
     /// `Bearer …`.
     pub bearer: HeaderValue,
-    /// For a query value.
-    pub text: Secret,
 }
 
 impl ProviderKey {
@@ -58,7 +55,7 @@ impl ProviderKey {
             Some(value)
         };
         let bearer = zeroize_format(key);
-        Some(Self { plain: header(key.expose())?, bearer: header(bearer.expose())?, text: key.clone() })
+        Some(Self { plain: header(key.expose())?, bearer: header(bearer.expose())? })
     }
 }
 
@@ -87,7 +84,7 @@ pub struct Tokens {
     states: DashMap<Box<str>, Arc<TokenState>>,
     flights: DashMap<TokenDigest, Arc<Mutex<()>>>,
     /// Raised before anything is dropped from the caches; a read that saw another value is not kept.
-    generation: AtomicU64,
+    generation: parking_lot::Mutex<u64>,
 }
 
 impl Tokens {
@@ -107,7 +104,7 @@ impl Tokens {
                 .build(),
             states: DashMap::new(),
             flights: DashMap::new(),
-            generation: AtomicU64::new(0),
+            generation: parking_lot::Mutex::new(0),
         }
     }
 
@@ -132,13 +129,14 @@ impl Tokens {
                 (None, false) => self.read(digest).await,
             }
         };
-        self.flights.remove_if(digest, |_, flight| Arc::strong_count(flight) <= 2);
+        drop(flight);
+        self.flights.remove_if(digest, |_, flight| Arc::strong_count(flight) <= 1);
         found
     }
 
     async fn read(&self, digest: &TokenDigest) -> Result<Option<Arc<Known>>, Unavailable> {
         for _ in 0..MOST_READS {
-            let before = self.generation.load(Ordering::SeqCst);
+            let before = *self.generation.lock();
             let store = self.store.clone();
             let wanted = *digest;
             let reading = self.control.spawn(async move { store.holder(&wanted).await });
@@ -153,17 +151,16 @@ impl Tokens {
                     return Err(Unavailable);
                 }
             };
-            let found = holder.map(|holder| Arc::new(self.known_of(holder)));
-            match &found {
-                Some(known) => self.known.insert(*digest, Arc::clone(known)),
-                None => self.unknown.insert(*digest, ()),
-            }
-            if self.generation.load(Ordering::SeqCst) == before {
+            // Under the lock nothing can change: what is kept is from after every change that has been applied.
+            let generation = self.generation.lock();
+            if *generation == before {
+                let found = holder.map(|holder| Arc::new(self.known_of(holder)));
+                match &found {
+                    Some(known) => self.known.insert(*digest, Arc::clone(known)),
+                    None => self.unknown.insert(*digest, ()),
+                }
                 return Ok(found);
             }
-            // Something changed while we read: what we read may be from before it.
-            self.known.invalidate(digest);
-            self.unknown.invalidate(digest);
         }
         Err(Unavailable)
     }
@@ -191,25 +188,30 @@ impl Tokens {
 
     /// Takes note of a change: forgets what may be stale, and cuts what is no longer allowed.
     pub async fn apply(&self, change: &Change) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
         match &change.kind {
             ChangeKind::Token { id, digest } => {
-                self.known.invalidate(digest);
-                self.unknown.invalidate(digest);
+                self.forget(|| {
+                    self.known.invalidate(digest);
+                    self.unknown.invalidate(digest);
+                });
                 if let Some(state) = self.state(id) {
-                    self.settle_state(&state, Some(digest)).await;
+                    self.settle_state(&state).await;
                 }
             }
             ChangeKind::Project { id } => {
-                self.known.invalidate_all();
+                self.forget(|| self.known.invalidate_all());
                 let states: Vec<_> = self
                     .states
                     .iter()
                     .filter(|entry| entry.value().project_id() == id)
                     .map(|entry| Arc::clone(entry.value()))
                     .collect();
+                // Project by project first: a thousand tokens must not wait for each other to be cut.
+                if let Ok(None | Some(Project { is_active: false, .. })) = self.store.project(id).await {
+                    states.iter().for_each(|state| state.cut(CutReason::ProjectInactive));
+                }
                 for state in states {
-                    self.settle_state(&state, None).await;
+                    self.settle_state(&state).await;
                 }
             }
         }
@@ -217,30 +219,44 @@ impl Tokens {
 
     /// Forgets everything and re-reads every token that runs something: after changes were missed.
     pub async fn apply_all(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        self.known.invalidate_all();
-        self.unknown.invalidate_all();
+        self.forget(|| {
+            self.known.invalidate_all();
+            self.unknown.invalidate_all();
+        });
         let states: Vec<_> = self.states.iter().map(|entry| Arc::clone(entry.value())).collect();
         for state in states {
-            self.settle_state(&state, None).await;
+            self.settle_state(&state).await;
         }
     }
 
     /// Reads what a token may do now, cuts it where it may nothing, and gives its lease back so that an edited limit
     /// counts from the next request on.
-    async fn settle_state(&self, state: &Arc<TokenState>, _digest: Option<&TokenDigest>) {
-        match self.store.token(state.token_id()).await {
-            Ok(Some(token)) if !token.is_active => state.cut(CutReason::Revoked),
-            Ok(Some(token)) => match self.store.project(&token.project_id).await {
-                Ok(Some(project)) if !project.is_active => state.cut(CutReason::ProjectInactive),
-                Ok(Some(_)) => state.set_rate(token.requests_per_minute),
-                Ok(None) => state.cut(CutReason::ProjectInactive),
-                Err(error) => tracing::warn!(%error, "the store could not tell what changed"),
-            },
-            Ok(None) => state.cut(CutReason::Revoked),
-            Err(error) => tracing::warn!(%error, "the store could not tell what changed"),
+    ///
+    /// A store that does not answer is asked again until it does: nothing else would cut what was revoked.
+    async fn settle_state(&self, state: &Arc<TokenState>) {
+        while let Err(error) = self.try_settle_state(state).await {
+            tracing::warn!(%error, "the store could not tell what changed; it is asked again");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         self.give_back(state).await;
+    }
+
+    async fn try_settle_state(&self, state: &TokenState) -> Result<(), StoreError> {
+        match self.store.token(state.token_id()).await? {
+            Some(token) if token.is_active => match self.store.project(&token.project_id).await? {
+                Some(project) if project.is_active => state.set_rate(token.requests_per_minute),
+                _ => state.cut(CutReason::ProjectInactive),
+            },
+            _ => state.cut(CutReason::Revoked),
+        }
+        Ok(())
+    }
+
+    /// Drops something from the caches, so that no read begun before can put it back.
+    fn forget(&self, drop_from_caches: impl FnOnce()) {
+        let mut generation = self.generation.lock();
+        *generation = generation.wrapping_add(1);
+        drop_from_caches();
     }
 
     /// Gives a token's unused lease back to the store.
@@ -269,11 +285,17 @@ impl Tokens {
     ///
     /// # Errors
     /// [`Unavailable`] when the store does not answer within two seconds: a quota fails closed.
-    pub async fn lease(&self, token_id: &str) -> Result<u32, Unavailable> {
+    pub async fn lease(&self, state: &Arc<TokenState>) -> Result<u32, Unavailable> {
         let store = self.store.clone();
-        let id = token_id.to_owned();
-        // Spawned, so that a client that leaves does not cancel a lease half-way: what was granted arrives or is in the store's books.
-        let leasing = self.control.spawn(async move { store.take_lease(&id).await });
+        let state = Arc::clone(state);
+        // Spawned, and credited there: what was granted arrives also when the client has left or nobody waits any more.
+        let leasing = self.control.spawn(async move {
+            let lease = store.take_lease(state.token_id()).await;
+            if let Ok(lease) = &lease {
+                state.credit(lease.granted);
+            }
+            lease
+        });
         match tokio::time::timeout(STORE_PATIENCE, leasing).await {
             Ok(Ok(Ok(lease))) => Ok(lease.granted),
             Ok(Ok(Err(error))) => {

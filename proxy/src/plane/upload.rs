@@ -38,7 +38,7 @@ pub struct Upload {
     limit: u64,
     taken: u64,
     pipelined: u32,
-    _hold: Option<Hold>,
+    hold: Option<Hold>,
 }
 
 /// What the client's side brought.
@@ -97,18 +97,18 @@ impl Upload {
             limit,
             taken: 0,
             pipelined: 0,
-            _hold: hold,
+            hold,
         }
     }
 
     /// Whether there is room for more of the client's body while nothing can be written.
     pub fn has_room(&self) -> bool {
-        self.queued < MOST_QUEUED
+        self.client_done || self.queued < MOST_QUEUED
     }
 
     /// Whether something waits to be written.
     pub fn has_queued(&self) -> bool {
-        !self.queue.is_empty() || (self.client_done && !self.sent_all)
+        !self.discard && (!self.queue.is_empty() || (self.client_done && !self.sent_all))
     }
 
     /// The provider has answered without waiting for the body: take the rest and throw it away.
@@ -170,12 +170,15 @@ impl Upload {
             patient(idle, provider.write_body(&piece)).await?;
             *sent = sent.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
         }
-        let ends = self.client_done && !self.sent_all;
+        let ends = self.client_done && !self.sent_all && !self.discard;
         if ends {
             provider.end_body();
         }
         patient(idle, provider.flush()).await?;
         self.sent_all |= ends;
+        if self.sent_all {
+            self.hold = None; // the bytes are gone, and the answer may take long
+        }
         Ok(())
     }
 }
@@ -197,15 +200,11 @@ pub async fn read_whole(
 ) -> Result<(Bytes, Hold), ClientFault> {
     let refuse = |refusal| Err(ClientFault::Refused(refusal));
     let mut hold = budget.hold();
-    let expected = match call.framing {
-        Framing::Length(length) if length > limit => return refuse(Refusal::TooLarge(limit)),
-        Framing::Length(length) => length,
-        _ => 0,
-    };
-    if !hold.grow(expected) {
-        return refuse(Refusal::Overloaded);
+    if call.content_length().is_some_and(|length| length > limit) {
+        return refuse(Refusal::TooLarge(limit));
     }
-    let mut reserved = expected;
+    // What has been announced counts only as it comes: announcing costs a client nothing.
+    let mut reserved = 0u64;
     let mut upload = Upload::streamed(call, limit);
     let mut whole = BytesMut::new();
     let mut single: Option<Bytes> = None;
@@ -219,7 +218,7 @@ pub async fn read_whole(
             upload.queued = 0;
             length = length.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
             if length > reserved {
-                let more = length.saturating_sub(reserved).max(64 * 1024).min(limit.saturating_sub(reserved).max(1));
+                let more = length.saturating_sub(reserved);
                 if !hold.grow(more) {
                     return refuse(Refusal::Overloaded);
                 }
@@ -230,7 +229,7 @@ pub async fn read_whole(
                 (None, true) => single = Some(piece),
                 (first, _) => {
                     if let Some(first) = first {
-                        whole.reserve(usize::try_from(expected).unwrap_or(0).max(first.len()));
+                        whole.reserve(first.len().saturating_add(piece.len()));
                         whole.extend_from_slice(&first);
                     }
                     whole.extend_from_slice(&piece);
