@@ -329,7 +329,8 @@ async fn a_body_that_there_is_no_memory_for_gets_503_and_comes_back_later() {
     for provider in [Provider::OpenAi, Provider::Anthropic] {
         let before = world.upstream_count();
         // A body that has been promised holds its share of the budget while it is on its way.
-        let holding = provider.ask(&token.secret).body(provider.body().to_owned() + &" ".repeat(4000 - provider.body().len()));
+        let holding =
+            provider.ask(&token.secret).body(provider.body().to_owned() + &" ".repeat(4000 - provider.body().len()));
         let bytes = holding.bytes();
         let (first, last) = bytes.split_at(bytes.len() - 1);
         let mut holder = Raw::connect(world.product.data_addr()).await;

@@ -284,7 +284,7 @@ async fn an_early_413_reaches_the_client_whatever_the_upstream_does_next_and_the
     let rude = Upstream::start(|mut wire, _| async move {
         while let Some(head) = wire.try_head().await {
             if let Some(after) = head.field("x-after") {
-                return refuse_early(wire, &after.to_owned()).await;
+                return refuse_early(wire, after).await;
             }
             if !wire.rest().await.1 {
                 return;
