@@ -232,3 +232,64 @@ const _: fn() = || {
     fn is_io<T: pingora_core::protocols::IO + Any>() {}
     is_io::<Guard>();
 };
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// What arrives of these writes when field lines were added before, and the pipe takes so many bytes at a time.
+    async fn arrived(pipe: usize, writes: &[&[u8]]) -> Vec<u8> {
+        let (ours, mut theirs) = tokio::io::duplex(pipe);
+        let mut stream: Stream = Box::new(Guard::new(Box::new(ours)));
+        Guard::add_fields(&stream, BytesMut::from("a: 1\r\nb: 2\r\n"));
+        let writes: Vec<Vec<u8>> = writes.iter().map(|write| write.to_vec()).collect();
+        let writing = tokio::spawn(async move {
+            for write in writes {
+                stream.write_all(&write).await.unwrap();
+            }
+            stream.flush().await.unwrap();
+        });
+        let mut all = Vec::new();
+        theirs.read_to_end(&mut all).await.unwrap();
+        writing.await.unwrap();
+        all
+    }
+
+    #[tokio::test]
+    async fn fields_stand_behind_the_status_line_however_little_the_client_takes() {
+        for pipe in [1, 3, 16, 4096] {
+            let all = arrived(pipe, &[b"HTTP/1.1 200 OK\r\nc: 3\r\n\r\n", b"body", b" and more"]).await;
+            assert_eq!(all, b"HTTP/1.1 200 OK\r\na: 1\r\nb: 2\r\nc: 3\r\n\r\nbody and more", "pipe of {pipe}");
+        }
+    }
+
+    #[tokio::test]
+    async fn fields_that_no_head_took_are_forgotten_with_their_request() {
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        let mut guard = Guard::new(Box::new(ours));
+        *guard.fields.get_mut() = Some(BytesMut::from("x: left over\r\n"));
+        guard.arm(false, b"").unwrap();
+        guard.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        guard.flush().await.unwrap();
+        drop(guard);
+        let mut all = Vec::new();
+        theirs.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"HTTP/1.1 200 OK\r\n\r\n");
+    }
+
+    #[tokio::test]
+    async fn broken_chunk_grammar_is_a_framing_fault_and_a_close_is_not() {
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        let mut guard = Guard::new(Box::new(ours));
+        guard.arm(true, b"5\r\nhel").unwrap();
+        theirs.write_all(b"loX").await.unwrap();
+        let broken = guard.read(&mut [0; 16]).await.unwrap_err();
+        assert_eq!(broken.kind(), io::ErrorKind::InvalidData);
+        let wrapped = pingora_core::Error::because(pingora_core::ErrorType::ReadError, "body", broken);
+        assert!(is_framing_fault(&wrapped));
+        assert!(!is_framing_fault(&pingora_core::Error::new(pingora_core::ErrorType::ConnectionClosed)));
+        assert!(guard.arm(true, b"zz").is_err());
+    }
+}

@@ -156,3 +156,43 @@ impl Placement {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(seed: u8) -> String {
+        ProxyToken::from_random([seed; 20]).expose().to_owned()
+    }
+
+    #[test]
+    fn a_remembered_token_is_only_itself() {
+        let pepper = Pepper::new(&[7; 32]);
+        let mut remembered = Remembered::default();
+        for text in [token(1), token(1), token(2), token(1)] {
+            let fresh = pepper.digest(&ProxyToken::parse(&text).unwrap());
+            assert_eq!(remembered.digest(&pepper, &text), Ok(fresh));
+        }
+        for wrong in ["", "x", &token(1)[..38], &format!("{}0", token(1)), &token(1).to_uppercase()] {
+            assert_eq!(remembered.digest(&pepper, wrong), Err(NoToken), "{wrong}");
+        }
+        assert!(equal(b"", b"") && equal(b"ab", b"ab") && !equal(b"ab", b"aB") && !equal(b"ab", b"a"));
+    }
+
+    #[test]
+    fn parameters_that_carried_the_token_go_nowhere_and_the_others_as_they_came() {
+        let forms = Forms { query: true, ..Forms::default() };
+        for (dialect, query, expected) in [
+            (Dialect::Gemini, "key=T", None),
+            (Dialect::Gemini, "alt=sse&key=T&x=%20", Some("alt=sse&x=%20")),
+            (Dialect::Gemini, "%6bey=T&keys=1&key", Some("keys=1&key")),
+            (Dialect::Azure, "api-version=1&api-key=T", Some("api-version=1")),
+            (Dialect::Azure, "Authorization=Bearer%20T&a", Some("a")),
+        ] {
+            let text = format!("/x?{query}");
+            assert_eq!(forms.query(&Target::new(&text), dialect).as_deref(), expected, "{query}");
+        }
+        let text = "/x?key=not%20ours";
+        assert_eq!(Forms::default().query(&Target::new(text), Dialect::OpenAi).as_deref(), Some("key=not%20ours"));
+    }
+}

@@ -13,6 +13,7 @@ use llm_proxy_core::routing::{Api, Hints, Route};
 use llm_proxy_core::target::Target;
 use llm_proxy_core::token::TokenDigest;
 use llm_proxy_core::usage::{Answer, Meter};
+use llm_proxy_plugins::event::Outcome;
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -21,10 +22,10 @@ use super::clocks::{after, earlier};
 use super::credentials::{self, Remembered};
 use super::forward::{self, AnswerFraming, Destination};
 use super::judge::{self, BodyRule};
-use super::settle::{self, Exchange, Outcome};
+use super::settle::{self, Exchange};
 use super::state::{CutReason, NoPermit, Permit, TooFast, Watch};
 use super::tokens::{Known, Unavailable};
-use super::upload::{ClientFault, FromClient, Upload, WriteFault, read_whole};
+use super::upload::{ClientFault, Upload, WriteFault, read_whole};
 use super::upstream::{ConnectError, Connection, Upstream};
 use super::{Gateway, clean, cors, reply};
 use crate::call::{Call, Framing, Name};
@@ -39,7 +40,7 @@ pub struct Broken;
 
 /// What ends an exchange early.
 enum Stop {
-    /// We answer instead of the provider.
+    /// We answer instead of the provider, or, where its answer has begun, break it off.
     Refuse(Refusal),
     /// The client left.
     ClientGone,
@@ -47,8 +48,6 @@ enum Stop {
     Cut(CutReason),
     /// The same in the middle of a write to the client: nothing may follow it.
     Torn(CutReason),
-    /// The answer's head is out, and the rest will not come.
-    Fail(Refusal),
     /// All is said: the answer we gave ourselves is out.
     Answered,
 }
@@ -360,9 +359,7 @@ async fn send_once(
                 Err(Fault::Closed | Fault::Io(_)) if provider.reused && !upload.sent_any => return Err(Attempt::Stale),
                 Err(fault) => return Err(unreadable(&fault).into()),
             },
-            from_client = upload.next(client) => match from_client? {
-                FromClient::Queued | FromClient::Nothing => {}
-            },
+            from_client = upload.next(client) => from_client?,
             () = &mut clock => {
                 let name = if total.is_some_and(|total| total <= Instant::now()) { "total" } else { "first_byte" };
                 return Err(Refusal::UpstreamTimeout(name).into());
@@ -478,10 +475,10 @@ async fn relay(
                 () = &mut clock => {
                     let now = Instant::now();
                     if total.is_some_and(|total| total <= now) {
-                        return Err(Stop::Fail(Refusal::UpstreamTimeout("total")));
+                        return Err(Stop::Refuse(Refusal::UpstreamTimeout("total")));
                     }
                     if after(progress, idle) <= now {
-                        return Err(Stop::Fail(Refusal::UpstreamTimeout("idle")));
+                        return Err(Stop::Refuse(Refusal::UpstreamTimeout("idle")));
                     }
                     // Re-armed only when it fires: a piece need not touch the timer.
                     clock.as_mut().reset(earlier(after(progress, idle), total));
@@ -536,7 +533,7 @@ fn until_close(provider: &Connection) -> Option<Cow<'static, str>> {
 
 /// A piece of the request while the answer already comes.
 async fn pump_late(
-    from_client: Result<FromClient, ClientFault>,
+    from_client: Result<(), ClientFault>,
     exchange: &mut Exchange<'_>,
     upload: &mut Upload,
     provider: &mut Connection,
@@ -544,9 +541,9 @@ async fn pump_late(
     cut: &Watch,
 ) -> Result<(), Stop> {
     match from_client {
-        Ok(_) => {}
+        Ok(()) => {}
         Err(ClientFault::Gone) => return Err(Stop::ClientGone),
-        Err(ClientFault::Refused(refusal)) => return Err(Stop::Fail(refusal)),
+        Err(ClientFault::Refused(refusal)) => return Err(Stop::Refuse(refusal)),
     }
     if !upload.has_queued() {
         return Ok(());
@@ -565,7 +562,7 @@ async fn pump_late(
 
 fn broken_answer(fault: &Fault) -> Stop {
     tracing::warn!(%fault, "a provider's answer broke off");
-    Stop::Fail(Refusal::UpstreamCut)
+    Stop::Refuse(Refusal::UpstreamCut)
 }
 
 /// A write to the client. A cut may end it, and so may a client that takes nothing for as long as a provider may say
@@ -599,12 +596,12 @@ async fn end(
             exchange.settle(Outcome::ClientGone, None);
             return Err(Broken);
         }
-        Stop::Refuse(refusal) | Stop::Fail(refusal) => {
-            let outcome = Outcome::of_refusal(&refusal);
+        Stop::Refuse(refusal) => {
+            let outcome = settle::outcome_of_refusal(&refusal);
             (refusal, outcome, None)
         }
         Stop::Cut(reason) | Stop::Torn(reason) => {
-            (cut_refusal(reason), Outcome::of_cut(reason), Some(cut_name(reason)))
+            (cut_refusal(reason), settle::outcome_of_cut(reason), Some(cut_name(reason)))
         }
     };
     if head_is_out || torn {
@@ -627,9 +624,11 @@ async fn end(
         _ => None,
     };
     let cors_fields: Vec<_> = readable.map(cors::fields).into_iter().flatten().collect();
-    exchange.status = Some(refusal.status());
     match reason {
-        Some(reason) => exchange.settle(outcome, Some(reason.into())),
+        Some(reason) => {
+            exchange.status = Some(refusal.status());
+            exchange.settle(outcome, Some(reason.into()));
+        }
         None => exchange.refused(&refusal),
     }
     if gateway.drain.is_stopping() {

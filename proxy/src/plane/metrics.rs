@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use llm_proxy_core::usage::{Metered, Source};
+use llm_proxy_plugins::event::Outcome;
 use llm_proxy_plugins::journal::Stats as JournalStats;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::gaps::Gaps;
-use super::settle::Outcome;
 
 /// Bounds for waits, in seconds.
 const SECONDS: [f64; 16] =

@@ -12,7 +12,7 @@ use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
 use llm_proxy_core::routing::Route;
 use llm_proxy_core::usage::{Asked, Ended as AnswerEnded, Meter, Metered, Number, Source, Usage};
-use llm_proxy_plugins::event;
+use llm_proxy_plugins::event::{self, Outcome};
 use llm_proxy_plugins::journal::Kind;
 use uuid::Uuid;
 
@@ -23,76 +23,22 @@ use super::state::CutReason;
 use super::tokens::Known;
 use crate::call::{Call, Name};
 
-/// How an exchange ended: `outcome` of the record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// The provider's answer was relayed whole, whatever its status.
-    Finished,
-    /// We answered.
-    Refused,
-    /// The client left first.
-    ClientGone,
-    /// No answer head came from the provider.
-    UpstreamUnreachable,
-    /// The provider's answer ended in the middle.
-    UpstreamCut,
-    /// One of the five clocks ran out.
-    Timeout,
-    /// Token or project was revoked while it ran.
-    Revoked,
-    /// No memory, or no time left before the process stops.
-    Shed,
-    /// It was dropped without a word: a panic.
-    Unknown,
+/// What a refusal is, in the record.
+pub const fn outcome_of_refusal(refusal: &Refusal) -> Outcome {
+    match refusal {
+        Refusal::UpstreamUnreachable | Refusal::UpstreamInvalid => Outcome::UpstreamUnreachable,
+        Refusal::UpstreamCut => Outcome::UpstreamCut,
+        Refusal::UpstreamTimeout(_) | Refusal::HeadTimeout => Outcome::Timeout,
+        Refusal::Overloaded => Outcome::Shed,
+        _ => Outcome::Refused,
+    }
 }
 
-impl Outcome {
-    /// The name in records and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Finished => "finished",
-            Self::Refused => "refused",
-            Self::ClientGone => "client_gone",
-            Self::UpstreamUnreachable => "upstream_unreachable",
-            Self::UpstreamCut => "upstream_cut",
-            Self::Timeout => "timeout",
-            Self::Revoked => "revoked",
-            Self::Shed => "shed",
-            Self::Unknown => "unknown",
-        }
-    }
-
-    const fn recorded(self) -> event::Outcome {
-        match self {
-            Self::Finished => event::Outcome::Finished,
-            Self::Refused => event::Outcome::Refused,
-            Self::ClientGone => event::Outcome::ClientGone,
-            Self::UpstreamUnreachable => event::Outcome::UpstreamUnreachable,
-            Self::UpstreamCut => event::Outcome::UpstreamCut,
-            Self::Timeout => event::Outcome::Timeout,
-            Self::Revoked => event::Outcome::Revoked,
-            Self::Shed => event::Outcome::Shed,
-            Self::Unknown => event::Outcome::Unknown,
-        }
-    }
-
-    /// What a refusal is, in the record.
-    pub fn of_refusal(refusal: &Refusal) -> Self {
-        match refusal {
-            Refusal::UpstreamUnreachable | Refusal::UpstreamInvalid => Self::UpstreamUnreachable,
-            Refusal::UpstreamCut => Self::UpstreamCut,
-            Refusal::UpstreamTimeout(_) | Refusal::HeadTimeout => Self::Timeout,
-            Refusal::Overloaded => Self::Shed,
-            _ => Self::Refused,
-        }
-    }
-
-    /// What a cut is, in the record.
-    pub const fn of_cut(reason: CutReason) -> Self {
-        match reason {
-            CutReason::Revoked | CutReason::ProjectInactive => Self::Revoked,
-            CutReason::Shutdown => Self::Shed,
-        }
+/// What a cut is, in the record.
+pub const fn outcome_of_cut(reason: CutReason) -> Outcome {
+    match reason {
+        CutReason::Revoked | CutReason::ProjectInactive => Outcome::Revoked,
+        CutReason::Shutdown => Outcome::Shed,
     }
 }
 
@@ -280,7 +226,7 @@ impl<'a> Exchange<'a> {
     pub fn refused(&mut self, refusal: &Refusal) {
         self.status = Some(refusal.status());
         self.refused_with = refusal.code();
-        self.settle(Outcome::of_refusal(refusal), Some(reason(refusal).into()));
+        self.settle(outcome_of_refusal(refusal), Some(reason(refusal).into()));
     }
 
     /// Ends the exchange: usage, cost, record and metrics. The first call counts, later ones do nothing.
@@ -381,7 +327,7 @@ impl<'a> Exchange<'a> {
             model,
             stream,
             status: self.status.map(u32::from),
-            outcome: outcome.recorded().into(),
+            outcome: outcome.into(),
             reason: reason.map(Cow::into_owned),
             usage: usage.map(usage_record),
             cost: Some(event::Cost { usd: cost, prices: Some(self.gateway.prices.version().to_owned()) }),
@@ -424,7 +370,7 @@ pub fn record_unparsed(gateway: &Gateway, id: &ExchangeId, refusal: &Refusal) {
         r#type: event::EventType::Exchange.into(),
         schema: 1,
         status: Some(u32::from(refusal.status())),
-        outcome: Outcome::of_refusal(refusal).recorded().into(),
+        outcome: outcome_of_refusal(refusal).into(),
         reason: Some(reason(refusal).to_owned()),
         times: Some(event::Times { received_us: Some(received_us), ..Default::default() }),
         count,

@@ -41,15 +41,6 @@ pub struct Upload {
     hold: Option<Hold>,
 }
 
-/// What the client's side brought.
-#[derive(Debug)]
-pub enum FromClient {
-    /// The next piece, or the end of the body, is in the queue.
-    Queued,
-    /// A byte of a next request: nothing to do.
-    Nothing,
-}
-
 /// Why the client's side ends the exchange.
 #[derive(Debug)]
 pub enum ClientFault {
@@ -122,7 +113,7 @@ impl Upload {
     ///
     /// # Errors
     /// [`ClientFault`].
-    pub async fn next(&mut self, client: &mut ServerSession) -> Result<FromClient, ClientFault> {
+    pub async fn next(&mut self, client: &mut ServerSession) -> Result<(), ClientFault> {
         match client.read_body_or_idle(self.client_done).await {
             Ok(Some(piece)) => {
                 self.client_done = client.is_body_done();
@@ -135,17 +126,17 @@ impl Upload {
                     self.queued = self.queued.saturating_add(piece.len());
                     self.queue.push_back(piece);
                 }
-                Ok(FromClient::Queued)
+                Ok(())
             }
             Ok(None) => {
                 self.client_done = true;
-                Ok(FromClient::Queued)
+                Ok(())
             }
             // A byte of a pipelined request: swallow it, or a close behind it stays unseen.
             Err(error) if *error.etype() == ErrorType::ConnectError => {
                 client.set_keepalive(None);
                 self.pipelined = self.pipelined.saturating_add(1);
-                if self.pipelined > MOST_PIPELINED { Err(ClientFault::Gone) } else { Ok(FromClient::Nothing) }
+                if self.pipelined > MOST_PIPELINED { Err(ClientFault::Gone) } else { Ok(()) }
             }
             Err(error) if is_framing_fault(&error) => {
                 Err(ClientFault::Refused(Refusal::InvalidRequest("the chunked body breaks RFC 9112 §7.1".into())))
@@ -211,7 +202,7 @@ pub async fn read_whole(
     let mut length = 0u64;
     while !upload.client_done {
         match timeout(idle, upload.next(client)).await {
-            Ok(outcome) => outcome?,
+            Ok(taken) => taken?,
             Err(_) => return refuse(Refusal::InvalidRequest("the body stopped coming".into())),
         };
         while let Some(piece) = upload.queue.pop_front() {

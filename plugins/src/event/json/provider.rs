@@ -1,8 +1,7 @@
 //! Whether a provider's usage object can stand in a line as it came.
 //!
-//! The meter has parsed what it hands on, and the journal's checksum says that these are its bytes. They are looked at
-//! once more all the same: a record can come from another writer, and one bad value would make the whole line, and the
-//! file for many who read it, no JSON. What usage objects look like in practice, ASCII without escapes or exponents, is
+//! The meter takes these bytes over without a look at their grammar, so it is judged here, behind the answer: one bad
+//! value would make the whole line, and the file for many who read it, no JSON. What usage objects look like in practice, ASCII without escapes or exponents, is
 //! recognised here in a few instructions a byte; everything else is left to `serde_json`.
 
 use serde_json::value::RawValue;
