@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -216,8 +217,8 @@ async fn judged_body(
     let limit = upstream.max_held_bytes.min(upstream.max_request_bytes);
     let (whole, hold) = tokio::select! {
         biased;
-        reason = cut.cut() => return Err(Stop::Cut(reason)),
         read = read_whole(client, call, limit, &gateway.held, upstream.timeouts.idle) => read?,
+        reason = cut.cut() => return Err(Stop::Cut(reason)),
     };
     exchange.waited_for_client = waiting.elapsed();
     if let Some(model) = judge::body(rule, &whole, api, known, route)? {
@@ -293,7 +294,6 @@ async fn connect(
     loop {
         tokio::select! {
             biased;
-            reason = cut.cut() => return Err(Stop::Cut(reason)),
             connected = &mut connecting => return connected.map_err(|error| {
                 tracing::warn!(%error, "no connection to a provider");
                 Stop::Refuse(match error {
@@ -301,6 +301,7 @@ async fn connect(
                     ConnectError::Failed(..) => Refusal::UpstreamUnreachable,
                 })
             }),
+            reason = cut.cut() => return Err(Stop::Cut(reason)),
             from_client = upload.next(client), if upload.has_room() => { from_client?; }
         }
     }
@@ -572,9 +573,14 @@ async fn write<T>(
     cut: &Watch,
     until: Instant,
 ) -> Result<(), Stop> {
+    tokio::pin!(writing);
+    // Nearly every write is done at once, and need not pay for a timer.
+    if let Poll::Ready(written) = futures::poll!(&mut writing) {
+        return written.map(|_| ()).map_err(|_| Stop::ClientGone);
+    }
     tokio::select! {
         biased;
-        written = writing => written.map(|_| ()).map_err(|_| Stop::ClientGone),
+        written = &mut writing => written.map(|_| ()).map_err(|_| Stop::ClientGone),
         reason = cut.cut() => Err(Stop::Torn(reason)),
         () = sleep_until(until) => Err(Stop::ClientGone),
     }
