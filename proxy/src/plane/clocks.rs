@@ -1,9 +1,8 @@
 //! Deadlines, for the clocks that rule an exchange.
 
-use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 /// A wait longer than anybody's patience: what a deadline becomes that the clock cannot represent.
 const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
@@ -16,15 +15,6 @@ pub fn after(from: Instant, wait: Duration) -> Instant {
 /// The earlier of a deadline and one that need not exist.
 pub fn earlier(deadline: Instant, other: Option<Instant>) -> Instant {
     other.map_or(deadline, |other| other.min(deadline))
-}
-
-/// Waits for something until a deadline; `None` when that passes first. What is done at once pays for no timer.
-pub async fn within<T>(deadline: Instant, waiting: impl Future<Output = T>) -> Option<T> {
-    tokio::pin!(waiting);
-    match futures::poll!(&mut waiting) {
-        Poll::Ready(done) => Some(done),
-        Poll::Pending => timeout_at(deadline, waiting).await.ok(),
-    }
 }
 
 #[cfg(test)]

@@ -36,10 +36,9 @@ use parking_lot::Mutex;
 use pingora_core::connectors::TransportConnector;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use uuid::Uuid;
 
-use self::clocks::{after, within};
 use self::credentials::Remembered;
 use self::drain::Drain;
 use self::held::HeldBytes;
@@ -121,7 +120,7 @@ impl Plane {
             AssertUnwindSafe(exchange::run(&self.gateway, &mut client, &call, remembered)).catch_unwind().await;
         match carried {
             Ok(Ok(())) => {
-                let finished = within(after(Instant::now(), LAST_WRITE), client.finish()).await?;
+                let finished = timeout(LAST_WRITE, client.finish()).await.ok()?;
                 finished.ok().flatten().map(|reusable| reusable.into_parts().0)
             }
             Ok(Err(exchange::Broken)) => {

@@ -8,9 +8,8 @@ use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::body::ModelScan;
 use pingora_core::ErrorType;
 use pingora_core::protocols::http::ServerSession;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
-use super::clocks::{after, within};
 use super::held::{HeldBytes, Hold};
 use crate::call::{Call, Framing};
 use crate::edge::is_framing_fault;
@@ -176,7 +175,7 @@ impl Upload {
 }
 
 async fn patient(idle: Duration, writing: impl Future<Output = std::io::Result<()>>) -> Result<(), WriteFault> {
-    within(after(Instant::now(), idle), writing).await.ok_or(WriteFault::TooSlow)?.map_err(|_| WriteFault::Failed)
+    timeout(idle, writing).await.map_err(|_| WriteFault::TooSlow)?.map_err(|_| WriteFault::Failed)
 }
 
 /// Reads a whole body that a policy must judge, at most `limit` bytes and within the process's budget.

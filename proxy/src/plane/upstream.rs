@@ -8,9 +8,9 @@ use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use pingora_core::connectors::TransportConnector;
 use pingora_core::upstreams::peer::{HttpPeer, Peer};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use super::clocks::{after, within};
+use super::clocks::after;
 use crate::http1::Http1;
 use crate::settings::{ApiSettings, Timeouts};
 
@@ -111,18 +111,18 @@ impl Upstream {
     pub async fn connect(&self, connector: &TransportConnector, fresh: bool) -> Result<Connection, ConnectError> {
         let deadline = after(Instant::now(), self.timeouts.connect);
         let timed_out = || ConnectError::TimedOut(self.host.clone(), self.timeouts.connect);
-        let resolved = within(deadline, self.addresses()).await.ok_or_else(timed_out)??;
+        let resolved = timeout_at(deadline, self.addresses()).await.map_err(|_| timed_out())??;
         let mut last = None;
         for peer in resolved.peers.iter().take(MOST_ADDRESSES) {
             let getting = async {
                 if fresh { Ok((connector.new_stream(peer).await?, false)) } else { connector.get_stream(peer).await }
             };
-            match within(deadline, getting).await {
-                Some(Ok((stream, reused))) => {
+            match timeout_at(deadline, getting).await {
+                Ok(Ok((stream, reused))) => {
                     return Ok(Connection { http: Http1::new(stream), reused, pool_key: peer.reuse_hash() });
                 }
-                Some(Err(error)) => last = Some(error),
-                None => return Err(timed_out()),
+                Ok(Err(error)) => last = Some(error),
+                Err(_) => return Err(timed_out()),
             }
         }
         // What was resolved may be stale: ask again next time.
