@@ -4,8 +4,6 @@
 
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "a test may be blunt"))]
 
-pub mod call;
-pub mod chunks;
 pub mod cli;
 pub mod data_dir;
 pub mod demo;

@@ -192,7 +192,7 @@ async fn a_connection_is_closed_when_the_client_asks_or_its_next_request_could_n
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pipelined_request_is_never_mixed_into_the_first_and_the_connection_closes() {
+async fn pipelined_requests_are_answered_one_after_another_and_never_mixed() {
     let setup = Setup::new().await;
     let second = || setup.ask("POST", "/echo/v1/second").body("of the second");
     for (case, first) in [
@@ -204,12 +204,27 @@ async fn a_pipelined_request_is_never_mixed_into_the_first_and_the_connection_cl
     ] {
         let before = setup.mock.stats().requests;
         let mut wire = setup.wire().await;
-        let answer = wire.ask([first, second()].concat()).await;
-        assert_eq!(answer.head.status, 200, "{case}");
-        let echoed = answer.json();
-        assert_eq!(echoed["target"], "/__mock/echo/v1/first", "{case}");
-        assert!(echoed["body_len"].as_u64().unwrap() <= 3, "{case}: {echoed}");
-        assert_eq!(wire.closed().await, b"", "{case}: nothing comes behind the first answer");
-        assert_eq!(setup.mock.stats().requests - before, 1, "{case}: the second one went nowhere");
+        wire.send([first, second(), setup.models().head()].concat()).await;
+        for (target, longest) in [("/__mock/echo/v1/first", 3), ("/__mock/echo/v1/second", 13)] {
+            let answer = wire.try_answer().await.unwrap_or_else(|| panic!("{case}: no answer for {target}"));
+            let echoed = answer.json();
+            assert_eq!((answer.head.status, &echoed["target"]), (200, &target.into()), "{case}");
+            assert!(echoed["body_len"].as_u64().unwrap() <= longest, "{case}: {echoed}");
+        }
+        assert!(wire.try_answer().await.is_some_and(|answer| answer.text().contains("\"data\"")), "{case}: the third");
+        assert_eq!(setup.mock.stats().requests - before, 3, "{case}");
+        still_serves(&mut wire, &setup, case).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_pipelined_behind_a_last_request_goes_nowhere() {
+    let setup = Setup::new().await;
+    let before = setup.mock.stats().requests;
+    let mut wire = setup.wire().await;
+    let last = setup.ask("POST", "/echo/v1/first").with("connection", "close").body("one");
+    let answer = wire.ask([last, setup.ask("POST", "/echo/v1/second").body("two")].concat()).await;
+    assert_eq!(answer.json()["target"], "/__mock/echo/v1/first");
+    assert_eq!(wire.closed().await, b"", "nothing comes behind the last answer");
+    assert_eq!(setup.mock.stats().requests - before, 1);
 }

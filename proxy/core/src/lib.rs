@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod body;
 pub mod dialect;
+pub mod http1;
 pub mod limits;
 pub mod multipart;
 pub mod policy;

@@ -2,12 +2,9 @@
 
 use std::borrow::Cow;
 
+use llm_proxy_core::http1::call::{Call, Name};
 use llm_proxy_core::policy::origin_allowed;
 use llm_proxy_core::routing::Api;
-use pingora_core::protocols::http::ServerSession;
-use pingora_http::ResponseHeader;
-
-use crate::call::{Call, Name};
 
 /// What scripts of another origin may read beside the safelisted response fields.
 const EXPOSED: &str = "x-llm-proxy-request-id, x-request-id, request-id, retry-after, retry-after-ms, \
@@ -47,30 +44,27 @@ pub fn fields(origin: &str) -> [(&'static str, Cow<'static, str>); 3] {
     ]
 }
 
-/// Answers a preflight: the origin, the method and the headers asked for are granted as the API's policy stands.
-///
-/// # Errors
-/// When the client can no longer be written to.
-pub async fn answer_preflight(
-    client: &mut ServerSession,
-    call: &Call,
+/// The answer to a preflight: the origin, the method and the headers asked for are granted as the API's policy stands.
+pub fn preflight_fields<'a>(
+    call: &'a Call,
     api: &Api,
-    origin: &str,
-    request_id: &str,
-) -> pingora_core::Result<()> {
+    origin: &'a str,
+    request_id: &'a str,
+) -> Vec<(&'static str, Cow<'a, str>)> {
     let methods = api
         .allowed_methods
         .as_ref()
         .map_or_else(|| "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS".to_owned(), |methods| methods.join(", "));
-    let mut head = ResponseHeader::build_no_case(204, Some(8))?;
-    head.append_header("access-control-allow-origin", origin)?;
-    head.append_header("access-control-allow-methods", methods)?;
-    if let Some(asked) = call.value_of(Name::AccessControlRequestHeaders) {
-        head.append_header("access-control-allow-headers", asked)?;
+    let mut fields =
+        vec![("access-control-allow-origin", origin.into()), ("access-control-allow-methods", methods.into())];
+    let asked = call.value_of(Name::AccessControlRequestHeaders).and_then(|asked| std::str::from_utf8(asked).ok());
+    if let Some(asked) = asked {
+        fields.push(("access-control-allow-headers", asked.into()));
     }
-    head.append_header("access-control-max-age", "600")?;
-    head.append_header("vary", "origin, access-control-request-method, access-control-request-headers")?;
-    head.append_header("x-llm-proxy-request-id", request_id)?;
-    client.write_response_header(Box::new(head)).await?;
-    Ok(())
+    fields.extend([
+        ("access-control-max-age", "600".into()),
+        ("vary", "origin, access-control-request-method, access-control-request-headers".into()),
+        ("x-llm-proxy-request-id", request_id.into()),
+    ]);
+    fields
 }

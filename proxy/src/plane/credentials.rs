@@ -4,12 +4,12 @@ use std::borrow::Cow;
 
 use http::HeaderValue;
 use llm_proxy_core::dialect::Dialect;
+use llm_proxy_core::http1::call::{Call, Name};
 use llm_proxy_core::secret::Secret;
 use llm_proxy_core::target::{Target, decode};
 use llm_proxy_core::token::{Pepper, ProxyToken, TokenDigest};
 
 use super::tokens::ProviderKey;
-use crate::call::{Call, Name};
 
 /// The forms in which this request carries the token.
 #[derive(Debug, Default, PartialEq, Eq)]

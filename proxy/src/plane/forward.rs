@@ -6,16 +6,14 @@
 use std::borrow::Cow;
 
 use bytes::{BufMut, BytesMut};
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::HeaderValue;
 use llm_proxy_core::dialect::Dialect;
-use pingora_core::{ErrorType, OrErr, Result};
-use pingora_http::ResponseHeader;
+use llm_proxy_core::http1::answer_head::{AnswerHead, BodyFraming};
+use llm_proxy_core::http1::call::{Call, Framing, Name, Version};
 
 use super::credentials::Placement;
 use super::tokens::ProviderKey;
-use crate::call::{Call, Framing, Name, Version};
-use crate::http1::{AnswerHead, BodyFraming};
+use crate::http1::{Outgoing, put_field};
 
 /// What the provider is told of where this request goes.
 pub struct Destination<'a> {
@@ -64,13 +62,6 @@ pub fn request_head(call: &Call, to: &Destination<'_>) -> BytesMut {
     head
 }
 
-fn put_field(head: &mut BytesMut, name: &[u8], value: &[u8]) {
-    head.put_slice(name);
-    head.put_slice(b": ");
-    head.put_slice(value);
-    head.put_slice(b"\r\n");
-}
-
 /// Whether a field of this kind goes to the provider as it came.
 const fn is_forwarded(kind: Name) -> bool {
     !matches!(
@@ -89,26 +80,15 @@ const fn is_forwarded(kind: Name) -> bool {
     )
 }
 
-/// How the answer's body is framed to the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnswerFraming {
-    /// There is none: HEAD, 204, 304.
-    NoBody,
-    /// So many bytes.
-    Length(u64),
-    /// Chunked.
-    Chunked,
-    /// Until the connection closes: an HTTP/1.0 client and an answer of unknown length.
-    UntilClose,
-}
-
 /// How the provider's answer goes on to this client.
-pub fn answer_framing(call: &Call, answer: &AnswerHead) -> AnswerFraming {
+pub fn answer_framing(call: &Call, answer: &AnswerHead) -> Outgoing {
     match answer.framing() {
-        BodyFraming::None => AnswerFraming::NoBody,
-        BodyFraming::Length(length) => AnswerFraming::Length(length),
-        _ if call.version == Version::Http10 => AnswerFraming::UntilClose,
-        BodyFraming::Chunked | BodyFraming::UntilClose => AnswerFraming::Chunked,
+        BodyFraming::Length(length) => Outgoing::Length(length),
+        BodyFraming::Chunked | BodyFraming::UntilClose if call.version == Version::Http10 => Outgoing::UntilClose,
+        BodyFraming::Chunked | BodyFraming::UntilClose => Outgoing::Chunked,
+        // The length that the answer to a GET would have had (RFC 9110 §8.6); 204 has none.
+        BodyFraming::None if answer.status() == 204 => Outgoing::NoBody(None),
+        BodyFraming::None => Outgoing::NoBody(answer.content_length()),
     }
 }
 
@@ -118,7 +98,7 @@ fn is_dropped(name: &[u8]) -> bool {
     // By length first: nearly every field is none of these.
     match name.len() {
         2 => is(&["te"]),
-        4 => is(&["date", "host"]),
+        4 => is(&["host"]),
         // Alt-Svc would send the client past us to the provider.
         7 => is(&["trailer", "upgrade", "alt-svc"]),
         10 => is(&["connection", "keep-alive"]),
@@ -132,60 +112,24 @@ fn is_dropped(name: &[u8]) -> bool {
     }
 }
 
-/// The answer's fields for the client, as they go over the wire: what the provider sent and we do not write ourselves.
-pub fn answer_fields(
-    answer: &AnswerHead,
-    request_id: &HeaderValue,
-    cors: &[(&'static str, Cow<'static, str>)],
-) -> BytesMut {
+/// The answer's fields for the client: what the provider sent and we do not write ourselves.
+pub fn answer_fields<'a>(
+    answer: &'a AnswerHead,
+    request_id: &'a HeaderValue,
+    cors: &'a [(&'static str, Cow<'static, str>)],
+) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
     let nominated: Vec<&[u8]> = answer.connection_options().collect();
-    let mut fields = BytesMut::with_capacity(answer.wire_bytes().saturating_add(512));
-    for (name, value) in answer.fields() {
+    let passed = answer.fields().filter(move |(name, _)| {
         let replaced = !cors.is_empty() && is_cors(name);
-        let is_nominated = nominated.iter().any(|option| option.eq_ignore_ascii_case(name));
-        if !is_dropped(name) && !replaced && !is_nominated {
-            put_field(&mut fields, name, value);
-        }
-    }
-    put_field(&mut fields, b"x-llm-proxy-request-id", request_id.as_bytes());
-    for (name, value) in cors {
-        put_field(&mut fields, name.as_bytes(), value.as_bytes());
-    }
-    fields
+        !is_dropped(name) && !replaced && !nominated.iter().any(|option| option.eq_ignore_ascii_case(name))
+    });
+    let ours = cors.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+    passed.chain([(&b"x-llm-proxy-request-id"[..], request_id.as_bytes())]).chain(ours)
 }
 
 fn is_cors(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(b"access-control-allow-origin")
         || name.eq_ignore_ascii_case(b"access-control-expose-headers")
-}
-
-/// The answer's head as Pingora writes it: status and framing. The fields come in by [`answer_fields`].
-///
-/// # Errors
-/// When the status is none.
-pub fn answer_head(call: &Call, answer: &AnswerHead, framing: AnswerFraming) -> Result<Box<ResponseHeader>> {
-    // Two more than we add: Pingora writes `date` and `connection`.
-    let mut fields = HeaderMap::with_capacity(4);
-    match framing {
-        AnswerFraming::Length(length) => {
-            fields.append(CONTENT_LENGTH, HeaderValue::from(length));
-        }
-        AnswerFraming::Chunked => {
-            fields.append(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        AnswerFraming::NoBody if answer.status() != 204 && (call.method() == "HEAD" || answer.status() == 304) => {
-            // The length that a GET would have had (RFC 9110 §8.6).
-            if let Some(length) = answer.get("content-length") {
-                let length = HeaderValue::from_bytes(length).or_err(ErrorType::InvalidHTTPHeader, "a length")?;
-                fields.append(CONTENT_LENGTH, length);
-            }
-        }
-        AnswerFraming::NoBody | AnswerFraming::UntilClose => {}
-    }
-    let (mut parts, ()) = http::Response::new(()).into_parts();
-    parts.status = StatusCode::from_u16(answer.status()).or_err(ErrorType::InvalidHTTPHeader, "a status")?;
-    parts.headers = fields;
-    Ok(Box::new(ResponseHeader::from(parts)))
 }
 
 /// Which of the provider's answer fields carries its request id.

@@ -4,6 +4,7 @@
 
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::body::{Fields, param_allowed, read};
+use llm_proxy_core::http1::call::{Call, Framing, Name};
 use llm_proxy_core::multipart;
 use llm_proxy_core::policy::model_allowed;
 use llm_proxy_core::routing::{Api, ModelPlace, Route, Verdict};
@@ -11,7 +12,6 @@ use serde_json::Value;
 
 use super::clean;
 use super::tokens::{Known, ProviderKey};
-use crate::call::{Call, Framing, Name};
 
 /// Whether the token lives and its project is on.
 ///

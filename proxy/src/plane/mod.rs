@@ -11,10 +11,13 @@ pub mod gaps;
 pub mod held;
 pub mod judge;
 pub mod metrics;
+pub mod relay;
 pub mod reply;
 pub mod sampler;
+pub mod send;
 pub mod settle;
 pub mod state;
+pub mod stop;
 pub mod tokens;
 pub mod upload;
 pub mod upstream;
@@ -22,11 +25,12 @@ pub mod upstream;
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
+use bytes::BytesMut;
 use futures::FutureExt;
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
+use llm_proxy_core::http1::call::Call;
 use llm_proxy_core::prices::PriceTable;
 use llm_proxy_core::routing::Routes;
 use llm_proxy_core::token::Pepper;
@@ -34,9 +38,6 @@ use llm_proxy_plugins::event::Message;
 use llm_proxy_plugins::journal::{Journal, Kind};
 use parking_lot::Mutex;
 use pingora_core::connectors::TransportConnector;
-use pingora_core::protocols::Stream;
-use pingora_core::protocols::http::ServerSession;
-use tokio::time::timeout;
 use uuid::Uuid;
 
 use self::credentials::Remembered;
@@ -47,13 +48,7 @@ use self::sampler::Sampler;
 use self::settle::{ExchangeId, now_us};
 use self::tokens::Tokens;
 use self::upstream::Upstream;
-use crate::call::{Call, Version};
-use crate::edge::raw_answer;
-
-/// How long the last bytes of an answer may take to leave.
-const LAST_WRITE: Duration = Duration::from_secs(600);
-/// How long a connection that is given up may take to close.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+use crate::http1::{Client, Wire};
 
 /// Everything an exchange decides with. Immutable while the process runs; what changes is inside.
 pub struct Gateway {
@@ -105,47 +100,39 @@ pub struct Plane {
 
 impl Plane {
     /// Carries one call on an HTTP/1.1 connection. `Some`: the connection is ready for the next head.
-    pub async fn serve(&self, mut client: ServerSession, call: Call, remembered: &mut Remembered) -> Option<Stream> {
+    pub async fn serve(&self, wire: Wire, call: Call, remembered: &mut Remembered) -> Option<Wire> {
         // Counted until its last byte is out: the process must not end before.
         let _running = self.gateway.drain.enter();
-        if !matches!(client.read_request().await, Ok(true)) {
-            return None;
-        }
-        // The five clocks are ours; Pingora's own read timeout would be a sixth.
-        client.set_read_timeout(None);
-        if self.gateway.drain.is_stopping() || (call.version == Version::Http10 && !call.wants_keep_alive) {
-            client.set_keepalive(None);
+        let mut client = Client::new(wire, &call);
+        if self.gateway.drain.is_stopping() {
+            client.close_after();
         }
         let carried =
             AssertUnwindSafe(exchange::run(&self.gateway, &mut client, &call, remembered)).catch_unwind().await;
         match carried {
-            Ok(Ok(())) => {
-                let finished = timeout(LAST_WRITE, client.finish()).await.ok()?;
-                finished.ok().flatten().map(|reusable| reusable.into_parts().0)
-            }
-            Ok(Err(exchange::Broken)) => {
-                // `finish` would write a clean end: an answer that broke must look broken.
-                let _ = timeout(LAST_WORDS, client.shutdown()).await;
-                None
-            }
+            Ok(Ok(())) => return client.conclude().await,
+            Ok(Err(stop::Broken)) => {}
             Err(_panic) => {
                 ::metrics::counter!("llm_proxy_panics_total").increment(1);
-                if client.response_written().is_none_or(|head| head.status.is_informational()) {
+                if client.answer().is_none() {
                     let id = ExchangeId::new(now_us());
-                    client.set_keepalive(None);
-                    let _ =
-                        reply::refuse(&mut client, &call, Dialect::OpenAi, id.text(), &Refusal::Internal, &[]).await;
+                    client.close_after();
+                    let refused =
+                        reply::refuse(&mut client, Dialect::OpenAi, id.text(), &Refusal::Internal, Vec::new()).await;
+                    if refused.is_ok() {
+                        return client.conclude().await;
+                    }
                 }
-                let _ = timeout(LAST_WORDS, client.shutdown()).await;
-                None
             }
         }
+        client.break_off().await;
+        None
     }
 
     /// The answer to a head that never became a call. Counted, and sampled into the record.
-    pub fn answer_raw(&self, refusal: &Refusal) -> Vec<u8> {
+    pub fn answer_raw(&self, refusal: &Refusal) -> BytesMut {
         let id = ExchangeId::new(now_us());
         settle::record_unparsed(&self.gateway, &id, refusal);
-        raw_answer(refusal, id.text())
+        reply::raw(refusal, id.text())
     }
 }

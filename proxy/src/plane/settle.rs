@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use http::HeaderValue;
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
+use llm_proxy_core::http1::call::{Call, Name};
 use llm_proxy_core::routing::Route;
 use llm_proxy_core::usage::{Asked, Ended as AnswerEnded, Meter, Metered, Number, Source, Usage};
 use llm_proxy_plugins::event::{self, Outcome};
@@ -21,7 +22,6 @@ use super::gaps::Gaps;
 use super::metrics;
 use super::state::CutReason;
 use super::tokens::Known;
-use crate::call::{Call, Name};
 
 /// What a refusal is, in the record.
 pub const fn outcome_of_refusal(refusal: &Refusal) -> Outcome {

@@ -6,19 +6,14 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::body::ModelScan;
-use pingora_core::ErrorType;
-use pingora_core::protocols::http::ServerSession;
+use llm_proxy_core::http1::call::{Call, Framing};
 use tokio::time::timeout;
 
 use super::held::{HeldBytes, Hold};
-use crate::call::{Call, Framing};
-use crate::edge::is_framing_fault;
-use crate::http1::Http1;
+use crate::http1::{Client, Fault, Provider};
 
 /// The most that is taken from the client while there is no connection to the provider yet, in bytes.
 const MOST_QUEUED: usize = 64 * 1024;
-/// The most bytes taken of what a client pipelines behind its request.
-const MOST_PIPELINED: u32 = 4096;
 
 /// One request body.
 pub struct Upload {
@@ -37,7 +32,6 @@ pub struct Upload {
     discard: bool,
     limit: u64,
     taken: u64,
-    pipelined: u32,
     hold: Option<Hold>,
 }
 
@@ -87,7 +81,6 @@ impl Upload {
             discard: false,
             limit,
             taken: 0,
-            pipelined: 0,
             hold,
         }
     }
@@ -113,36 +106,33 @@ impl Upload {
     ///
     /// # Errors
     /// [`ClientFault`].
-    pub async fn next(&mut self, client: &mut ServerSession) -> Result<(), ClientFault> {
-        match client.read_body_or_idle(self.client_done).await {
-            Ok(Some(piece)) => {
-                self.client_done = client.is_body_done();
-                self.taken = self.taken.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
-                if self.taken > self.limit {
-                    return Err(ClientFault::Refused(Refusal::TooLarge(self.limit)));
-                }
-                if !piece.is_empty() && !self.discard {
-                    self.scan.feed(&piece);
-                    self.queued = self.queued.saturating_add(piece.len());
-                    self.queue.push_back(piece);
-                }
-                Ok(())
-            }
+    pub async fn next(&mut self, client: &mut Client) -> Result<(), ClientFault> {
+        if self.client_done {
+            client.left().await;
+            return Err(ClientFault::Gone);
+        }
+        let piece = match client.read_body().await {
+            Ok(Some(piece)) => piece,
             Ok(None) => {
                 self.client_done = true;
-                Ok(())
+                return Ok(());
             }
-            // A byte of a pipelined request: swallow it, or a close behind it stays unseen.
-            Err(error) if *error.etype() == ErrorType::ConnectError => {
-                client.set_keepalive(None);
-                self.pipelined = self.pipelined.saturating_add(1);
-                if self.pipelined > MOST_PIPELINED { Err(ClientFault::Gone) } else { Ok(()) }
+            Err(Fault::Invalid(why)) => {
+                return Err(ClientFault::Refused(Refusal::InvalidRequest(format!("the body: {why}").into())));
             }
-            Err(error) if is_framing_fault(&error) => {
-                Err(ClientFault::Refused(Refusal::InvalidRequest("the chunked body breaks RFC 9112 §7.1".into())))
-            }
-            Err(_) => Err(ClientFault::Gone),
+            Err(_) => return Err(ClientFault::Gone),
+        };
+        self.client_done = client.body_is_over();
+        self.taken = self.taken.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+        if self.taken > self.limit {
+            return Err(ClientFault::Refused(Refusal::TooLarge(self.limit)));
         }
+        if !self.discard {
+            self.scan.feed(&piece);
+            self.queued = self.queued.saturating_add(piece.len());
+            self.queue.push_back(piece);
+        }
+        Ok(())
     }
 
     /// Writes what is queued, and whatever waits with it. Not cancel safe: race it only to give the connection up.
@@ -151,7 +141,7 @@ impl Upload {
     /// [`WriteFault`].
     pub async fn write_queued(
         &mut self,
-        provider: &mut Http1,
+        provider: &mut Provider,
         idle: Duration,
         sent: &mut u64,
     ) -> Result<(), WriteFault> {
@@ -183,7 +173,7 @@ async fn patient(idle: Duration, writing: impl Future<Output = std::io::Result<(
 /// # Errors
 /// [`ClientFault`]: too large (413), no memory (503), broken framing (400), or the client left.
 pub async fn read_whole(
-    client: &mut ServerSession,
+    client: &mut Client,
     call: &Call,
     limit: u64,
     budget: &HeldBytes,

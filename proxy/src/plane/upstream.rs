@@ -11,7 +11,7 @@ use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use tokio::time::{Instant, timeout_at};
 
 use super::clocks::after;
-use crate::http1::Http1;
+use crate::http1::Provider;
 use crate::settings::{ApiSettings, Timeouts};
 
 /// How long a pooled connection may idle: below the minute after which providers close theirs.
@@ -46,7 +46,7 @@ struct Resolved {
 /// A connection to a provider, for one exchange.
 pub struct Connection {
     /// The exchange on it.
-    pub http: Http1,
+    pub http: Provider,
     /// Whether it came from the pool.
     pub reused: bool,
     /// Under what it goes back there.
@@ -119,7 +119,7 @@ impl Upstream {
             };
             match timeout_at(deadline, getting).await {
                 Ok(Ok((stream, reused))) => {
-                    return Ok(Connection { http: Http1::new(stream), reused, pool_key: peer.reuse_hash() });
+                    return Ok(Connection { http: Provider::new(stream), reused, pool_key: peer.reuse_hash() });
                 }
                 Ok(Err(error)) => last = Some(error),
                 Err(_) => return Err(timed_out()),

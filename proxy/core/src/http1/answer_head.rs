@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::Fault;
-use crate::edge::{has_control, is_token};
+use super::octets::{has_control, is_token};
 
 /// The most field lines taken.
 const MOST_FIELDS: usize = 256;
@@ -23,6 +22,10 @@ pub enum BodyFraming {
     UntilClose,
 }
 
+/// Why bytes are no answer's head that can be read in one way only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadAnswer(pub &'static str);
+
 /// A checked answer head.
 #[derive(Debug)]
 pub struct AnswerHead {
@@ -36,13 +39,13 @@ pub struct AnswerHead {
 /// Finds the end of a head in what has arrived; `looked` spares what was looked at.
 ///
 /// # Errors
-/// [`Fault::Invalid`] at a CR or LF that stands alone.
-pub(super) fn end(input: &[u8], looked: &mut usize) -> Result<Option<usize>, Fault> {
+/// [`BadAnswer`] at a CR or LF that stands alone.
+pub fn end(input: &[u8], looked: &mut usize) -> Result<Option<usize>, BadAnswer> {
     while let Some(found) = input.get(*looked..).and_then(|rest| memchr::memchr(b'\n', rest)) {
         let at = looked.saturating_add(found);
         let before = at.checked_sub(1).and_then(|before| input.get(before));
         if before != Some(&b'\r') {
-            return Err(Fault::Invalid("a line ends with a bare LF"));
+            return Err(BadAnswer("a line ends with a bare LF"));
         }
         let next = at.saturating_add(1);
         // An empty line: CRLF straight after CRLF, or at the very beginning.
@@ -58,8 +61,8 @@ impl AnswerHead {
     /// Parses a whole head, to its empty line.
     ///
     /// # Errors
-    /// [`Fault::Invalid`].
-    pub(super) fn parse(raw: Bytes, to_head: bool) -> Result<Self, Fault> {
+    /// [`BadAnswer`].
+    pub fn parse(raw: Bytes, to_head: bool) -> Result<Self, BadAnswer> {
         let text: &[u8] = &raw;
         let first_end = line_end(text, 0)?;
         let (status, is_1_1) = status_line(text.get(..first_end).unwrap_or(&[]))?;
@@ -71,7 +74,7 @@ impl AnswerHead {
                 break;
             }
             if fields.len() == MOST_FIELDS {
-                return Err(Fault::Invalid("it has more than 256 fields"));
+                return Err(BadAnswer("it has more than 256 fields"));
             }
             fields.push(field_line(text, at, end)?);
             at = end.saturating_add(2);
@@ -133,14 +136,19 @@ impl AnswerHead {
             .filter(|option| !option.is_empty())
     }
 
-    fn judge_framing(&self, to_head: bool, is_1_1: bool) -> Result<BodyFraming, Fault> {
+    /// What `content-length` says, where the body is not delimited by it.
+    pub fn content_length(&self) -> Option<u64> {
+        self.get("content-length").and_then(|length| digits(length).ok())
+    }
+
+    fn judge_framing(&self, to_head: bool, is_1_1: bool) -> Result<BodyFraming, BadAnswer> {
         let (mut lengths, mut codings) = (self.all("content-length"), self.all("transfer-encoding"));
         let (length, coding) = (lengths.next(), codings.next());
         if lengths.next().is_some() || codings.next().is_some() || (length.is_some() && coding.is_some()) {
-            return Err(Fault::Invalid("it is framed twice"));
+            return Err(BadAnswer("it is framed twice"));
         }
         if coding.is_some_and(|coding| !is_1_1 || !coding.eq_ignore_ascii_case(b"chunked")) {
-            return Err(Fault::Invalid("its Transfer-Encoding is not exactly chunked"));
+            return Err(BadAnswer("its Transfer-Encoding is not exactly chunked"));
         }
         let length = length.map(digits).transpose()?;
         Ok(match (self.status, length) {
@@ -158,30 +166,30 @@ impl AnswerHead {
     }
 }
 
-fn digits(value: &[u8]) -> Result<u64, Fault> {
+fn digits(value: &[u8]) -> Result<u64, BadAnswer> {
     if value.is_empty() || value.len() > 15 || !value.iter().all(u8::is_ascii_digit) {
-        return Err(Fault::Invalid("its Content-Length is not 1 to 15 digits"));
+        return Err(BadAnswer("its Content-Length is not 1 to 15 digits"));
     }
     Ok(value
         .iter()
         .fold(0u64, |sum, digit| sum.saturating_mul(10).saturating_add(u64::from(digit.saturating_sub(b'0')))))
 }
 
-fn line_end(text: &[u8], from: usize) -> Result<usize, Fault> {
+fn line_end(text: &[u8], from: usize) -> Result<usize, BadAnswer> {
     let found = text.get(from..).and_then(|rest| memchr::memchr(b'\r', rest)).map(|found| found.saturating_add(from));
     match found {
         Some(at) if text.get(at.saturating_add(1)) == Some(&b'\n') => Ok(at),
-        _ => Err(Fault::Invalid("a line has a bare CR")),
+        _ => Err(BadAnswer("a line has a bare CR")),
     }
 }
 
 /// `HTTP/1.1 200 OK`; the reason may be missing, with its space.
-fn status_line(line: &[u8]) -> Result<(u16, bool), Fault> {
+fn status_line(line: &[u8]) -> Result<(u16, bool), BadAnswer> {
     let (version, rest) = line.split_at_checked(9).unwrap_or((line, &[]));
     let is_1_1 = match version {
         b"HTTP/1.1 " => true,
         b"HTTP/1.0 " => false,
-        _ => return Err(Fault::Invalid("it does not begin with HTTP/1.1 or HTTP/1.0")),
+        _ => return Err(BadAnswer("it does not begin with HTTP/1.1 or HTTP/1.0")),
     };
     let (status, reason) = match rest {
         [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', reason @ ..] => {
@@ -190,27 +198,27 @@ fn status_line(line: &[u8]) -> Result<(u16, bool), Fault> {
                 digit(a).saturating_mul(100).saturating_add(digit(b).saturating_mul(10)).saturating_add(digit(c));
             (status, reason)
         }
-        _ => return Err(Fault::Invalid("its status is not three digits")),
+        _ => return Err(BadAnswer("its status is not three digits")),
     };
     if !matches!(reason, [] | [b' ', ..]) || has_control(reason) {
-        return Err(Fault::Invalid("its status line is malformed"));
+        return Err(BadAnswer("its status line is malformed"));
     }
     if status == 101 {
-        return Err(Fault::Invalid("it switches protocols, which nobody asked for"));
+        return Err(BadAnswer("it switches protocols, which nobody asked for"));
     }
     Ok((status, is_1_1))
 }
 
-fn field_line(text: &[u8], start: usize, end: usize) -> Result<(Range<u32>, Range<u32>), Fault> {
+fn field_line(text: &[u8], start: usize, end: usize) -> Result<(Range<u32>, Range<u32>), BadAnswer> {
     let line = text.get(start..end).unwrap_or(&[]);
-    let colon = memchr::memchr(b':', line).ok_or(Fault::Invalid("a field line has no colon"))?;
+    let colon = memchr::memchr(b':', line).ok_or(BadAnswer("a field line has no colon"))?;
     let name = line.get(..colon).unwrap_or(&[]);
     if name.is_empty() || !is_token(name) {
-        return Err(Fault::Invalid("a field name is not a token"));
+        return Err(BadAnswer("a field name is not a token"));
     }
     let value = line.get(colon.saturating_add(1)..).unwrap_or(&[]);
     if has_control(value) {
-        return Err(Fault::Invalid("a field value has a control octet"));
+        return Err(BadAnswer("a field value has a control octet"));
     }
     let lead = value.len().saturating_sub(value.trim_ascii_start().len());
     let value_start = start.saturating_add(colon).saturating_add(1).saturating_add(lead);

@@ -127,7 +127,7 @@ impl ChunkRules {
             (At::DataCr | At::DataLf, _) => Err("a chunk is longer than its size"),
             (At::TrailerStart, b'\r') => Ok(At::LastLf),
             (At::TrailerStart | At::TrailerName, b':') if self.at == At::TrailerName => self.trailer(At::TrailerValue),
-            (At::TrailerStart | At::TrailerName, byte) if crate::edge::is_token_octet(byte) => {
+            (At::TrailerStart | At::TrailerName, byte) if super::octets::is_token_octet(byte) => {
                 self.trailer(At::TrailerName)
             }
             (At::TrailerStart | At::TrailerName, _) => Err("a trailer line is not a field"),

@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::call::{Call, Field, Framing, Name, Parts, Version};
+use super::call::{Call, Field, Framing, Name, Parts, Version};
+use super::octets::{has_control, is_target, is_token};
 
 /// The most field lines taken.
 pub const MOST_FIELDS: usize = 100;
@@ -74,7 +75,7 @@ fn request_line(line: &[u8]) -> Result<(Range<usize>, Range<usize>, Version), Ba
     let last = memchr::memrchr(b' ', line).ok_or("the request line is not method, target, version")?;
     let method = line.get(..first).unwrap_or(&[]);
     let target = first.saturating_add(1)..last;
-    if method.is_empty() || method.len() > 32 || !all(method, TOKEN) {
+    if method.is_empty() || method.len() > 32 || !is_token(method) {
         return Err("the method is not a token".into());
     }
     let version = match line.get(last.saturating_add(1)..) {
@@ -83,7 +84,7 @@ fn request_line(line: &[u8]) -> Result<(Range<usize>, Range<usize>, Version), Ba
         _ => return Err("the version is not HTTP/1.1 or HTTP/1.0".into()),
     };
     let octets = line.get(target.clone()).unwrap_or(&[]);
-    if octets.is_empty() || !all(octets, TARGET) {
+    if octets.is_empty() || !is_target(octets) {
         return Err("the target has octets outside visible ASCII, or that must be percent-encoded".into());
     }
     Ok((0..first, target, version))
@@ -93,7 +94,7 @@ fn field_line(text: &[u8], start: usize, end: usize) -> Result<Field, BadHead> {
     let line = text.get(start..end).unwrap_or(&[]);
     let colon = memchr::memchr(b':', line).ok_or("a field line has no colon")?;
     let name = line.get(..colon).unwrap_or(&[]);
-    if name.is_empty() || !all(name, TOKEN) {
+    if name.is_empty() || !is_token(name) {
         return Err("a field name is not a token, or white space stands before its colon".into());
     }
     let value = line.get(colon.saturating_add(1)..).unwrap_or(&[]);
@@ -161,61 +162,6 @@ fn origin_form(text: &[u8], target: Range<usize>, host: Option<&[u8]>) -> Result
         return Err("the target's authority is not the Host".into());
     }
     Ok(target.start.saturating_add(scheme.len()).saturating_add(slash)..target.end)
-}
-
-/// `tchar` of RFC 9110 §5.6.2.
-const TOKEN: u8 = 1;
-/// What a target may have: visible ASCII less what RFC 3986 wants percent-encoded, less `#` and `\\`.
-const TARGET: u8 = 2;
-
-/// What each octet may stand in. A table, because every octet of every head is looked up.
-const CLASSES: [u8; 256] = {
-    let mut classes = [0; 256];
-    let mut octet = 0u8;
-    loop {
-        let mut class = 0;
-        if is_token_octet(octet) {
-            class |= TOKEN;
-        }
-        let encoded = matches!(octet, b'#' | b'\\' | b'<' | b'>' | b'"' | b'^' | b'`' | b'{' | b'|' | b'}');
-        if octet > 0x20 && octet < 0x7F && !encoded {
-            class |= TARGET;
-        }
-        #[expect(
-            clippy::indexing_slicing,
-            reason = "an octet is a valid index of 256 classes; evaluated at compile time"
-        )]
-        {
-            classes[octet as usize] = class;
-        }
-        if octet == u8::MAX {
-            break classes;
-        }
-        octet = octet.wrapping_add(1);
-    }
-};
-
-fn all(octets: &[u8], class: u8) -> bool {
-    octets.iter().all(|octet| CLASSES.get(usize::from(*octet)).is_some_and(|found| found & class != 0))
-}
-
-/// Whether a field value has an octet that RFC 9110 §5.5 forbids. No early exit: without one the compiler looks at many octets at once.
-pub fn has_control(value: &[u8]) -> bool {
-    value.iter().fold(false, |found, octet| found | ((*octet < 0x20) & (*octet != b'\t')) | (*octet == 0x7F))
-}
-
-/// Whether all of this is a token (RFC 9110 §5.6.2). The empty text is one here.
-pub fn is_token(text: &[u8]) -> bool {
-    all(text, TOKEN)
-}
-
-/// One octet of a token.
-pub const fn is_token_octet(octet: u8) -> bool {
-    octet.is_ascii_alphanumeric()
-        || matches!(
-            octet,
-            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
-        )
 }
 
 /// Letters, digits, `-._~`, or an IPv6 literal in brackets; an optional port of at most 65535.

@@ -1,14 +1,14 @@
 //! Reading one request head off a connection: whole, bounded, and by a deadline for all of it.
 //!
-//! Pingora reads with a timeout per read, so a head dripped byte by byte would hold a connection for ever; that is why
-//! the head is read here and replayed to it.
+//! A timeout for each read would let a head that is dripped byte by byte hold a connection for ever.
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use bytes::Bytes;
+use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::Wire;
 use crate::plane::clocks::after;
 
 /// The largest head taken, in bytes.
@@ -19,13 +19,8 @@ const FIRST_READ: usize = 4 * 1024;
 /// What came of waiting for a head.
 #[derive(Debug)]
 pub enum Received {
-    /// The head to its empty line, and what came with it of the body.
-    Head {
-        /// From the request line to the empty line's CRLF.
-        head: Bytes,
-        /// The first bytes after it.
-        beyond: BytesMut,
-    },
+    /// From the request line to the empty line's CRLF. What came with it of the body stays with the connection.
+    Head(Bytes),
     /// The client closed, or said nothing for the whole idle time: nothing to answer.
     Nothing,
     /// The deadline passed in the middle of a head: 408.
@@ -38,30 +33,27 @@ pub enum Received {
 
 /// Reads the next head. `idle` bounds the wait for its first byte, `deadline` the rest from then on.
 ///
-/// Cancel safety: bytes read so far are lost, so cancel only to close the connection.
-pub async fn read_head<S: AsyncRead + Unpin>(stream: &mut S, idle: Duration, deadline: Duration) -> Received {
-    let mut buffer = BytesMut::with_capacity(FIRST_READ);
-    match timeout(idle, stream.read_buf(&mut buffer)).await {
-        Ok(Ok(read)) if read > 0 => {}
-        _ => return Received::Nothing,
+/// Cancel safe.
+pub async fn read_head(wire: &mut Wire, idle: Duration, deadline: Duration) -> Received {
+    if wire.input.is_empty() {
+        wire.input.reserve(FIRST_READ);
+        match timeout(idle, wire.stream.read_buf(&mut wire.input)).await {
+            Ok(Ok(read)) if read > 0 => {}
+            _ => return Received::Nothing,
+        }
     }
     let mut ends = LineEnds::default();
     let mut by = None;
     loop {
-        match ends.look(&buffer) {
-            Found::End(end) => {
-                if end > LARGEST_HEAD {
-                    return Received::TooLarge;
-                }
-                let beyond = buffer.split_off(end);
-                return Received::Head { head: buffer.freeze(), beyond };
-            }
+        match ends.look(&wire.input) {
+            Found::End(end) if end > LARGEST_HEAD => return Received::TooLarge,
+            Found::End(end) => return Received::Head(wire.input.split_to(end).freeze()),
             Found::Lone => return Received::LoneLineEnd,
-            Found::More if buffer.len() > LARGEST_HEAD => return Received::TooLarge,
+            Found::More if wire.input.len() > LARGEST_HEAD => return Received::TooLarge,
             Found::More => {}
         }
         let by = *by.get_or_insert_with(|| after(Instant::now(), deadline));
-        match timeout_at(by, stream.read_buf(&mut buffer)).await {
+        match timeout_at(by, wire.fill()).await {
             Err(_) => return Received::TooSlow,
             Ok(Ok(read)) if read > 0 => {}
             Ok(_) => return Received::Nothing,
@@ -114,7 +106,7 @@ mod tests {
     use super::*;
 
     async fn received(pieces: &[&[u8]], gap: Duration) -> Received {
-        let (mut client, mut server) = tokio::io::duplex(64 * 1024);
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
         let pieces: Vec<Vec<u8>> = pieces.iter().map(|piece| piece.to_vec()).collect();
         tokio::spawn(async move {
             for piece in pieces {
@@ -125,7 +117,7 @@ mod tests {
             }
             tokio::time::sleep(Duration::from_secs(3600)).await;
         });
-        read_head(&mut server, Duration::from_secs(60), Duration::from_secs(10)).await
+        read_head(&mut Wire::new(Box::new(server)), Duration::from_secs(60), Duration::from_secs(10)).await
     }
 
     #[tokio::test(start_paused = true)]
@@ -134,7 +126,7 @@ mod tests {
         for cut in 1..head.len() {
             let (left, right) = head.split_at(cut);
             match received(&[left, right, b"body"], Duration::ZERO).await {
-                Received::Head { head: found, .. } => assert_eq!(&found[..], head, "cut at {cut}"),
+                Received::Head(found) => assert_eq!(&found[..], head, "cut at {cut}"),
                 other => panic!("cut at {cut}: {other:?}"),
             }
         }

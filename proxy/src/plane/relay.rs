@@ -1,0 +1,179 @@
+//! The provider's answer on its way to the client: each piece as it comes, untouched, metered as it passes.
+
+use std::borrow::Cow;
+use std::task::Poll;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use llm_proxy_core::answer::Refusal;
+use llm_proxy_core::http1::answer_head::BodyFraming;
+use llm_proxy_core::usage::{Answer, Meter};
+use llm_proxy_plugins::event::Outcome;
+use tokio::time::{Instant, sleep_until};
+
+use super::clean;
+use super::exchange::Turn;
+use super::forward;
+use super::settle::Exchange;
+use super::state::Watch;
+use super::stop::Stop;
+use super::upload::Upload;
+use super::upstream::Connection;
+use crate::http1::{Client, Fault, Outgoing};
+
+/// What has come of the provider's body before anybody waited for it.
+type Ready = Option<Result<Option<Bytes>, Fault>>;
+
+/// Passes the answer on, and settles the exchange at its end.
+///
+/// # Errors
+/// [`Stop`].
+pub async fn relay(
+    turn: Turn<'_>,
+    client: &mut Client,
+    exchange: &mut Exchange<'_>,
+    upload: &mut Upload,
+    provider: &mut Connection,
+    cors_fields: &[(&'static str, Cow<'static, str>)],
+) -> Result<(), Stop> {
+    begin_answer(exchange, provider)?;
+    if !upload.sent_all && exchange.status.is_some_and(|status| status >= 300) {
+        upload.discard_rest();
+    }
+    let Some(answer) = provider.http.answer() else { return Err(Refusal::UpstreamInvalid.into()) };
+    let framing = forward::answer_framing(turn.call, answer);
+    if exchange.is_stopping() {
+        client.close_after();
+    }
+    client.put_head(answer.status(), forward::answer_fields(answer, &exchange.id.field, cors_fields), framing);
+
+    let mut progress = Instant::now();
+    let clock = sleep_until(turn.idle_deadline(progress));
+    tokio::pin!(clock);
+    let mut next: Ready = match framing {
+        Outgoing::NoBody(_) => Some(Ok(None)),
+        // An answer that is here already goes out with its head, in one write.
+        _ => provider.http.read_body().now_or_never(),
+    };
+    if next.is_none() {
+        write(client.flush(), turn.cut, turn.idle_deadline(progress)).await?;
+    }
+    loop {
+        // An answer that never pauses must not outrun a cut.
+        if turn.cut.is_cut() {
+            return Err(Stop::Cut(turn.cut.reason()));
+        }
+        let read = match next.take() {
+            Some(read) => read,
+            None => tokio::select! {
+                biased;
+                read = provider.http.read_body() => read,
+                reason = turn.cut.cut() => return Err(Stop::Cut(reason)),
+                from_client = upload.next(client) => {
+                    from_client?;
+                    pump_late(turn, exchange, upload, provider).await?;
+                    continue;
+                }
+                () = &mut clock => {
+                    if turn.idle_deadline(progress) <= Instant::now() {
+                        return Err(Refusal::UpstreamTimeout(turn.fired("idle")).into());
+                    }
+                    // Re-armed only when it fires: a piece need not touch the timer.
+                    clock.as_mut().reset(turn.idle_deadline(progress));
+                    continue;
+                }
+            },
+        };
+        let piece = match read {
+            Ok(Some(piece)) => piece,
+            Ok(None) => break,
+            Err(fault) => return Err(broken_answer(&fault)),
+        };
+        progress = Instant::now();
+        exchange.note_piece(piece.len());
+        if let Some(meter) = &mut exchange.meter {
+            meter.observe(&piece);
+        }
+        next = provider.http.read_body().now_or_never();
+        let until = turn.idle_deadline(progress);
+        match &next {
+            // The record of the end is in the file before the client can see the end.
+            Some(Ok(None)) => exchange.settle(Outcome::Finished, until_close(provider)),
+            _ if exchange.meter.as_ref().is_some_and(Meter::is_over) => exchange.settle(Outcome::Finished, None),
+            _ => {}
+        }
+        write(client.write_body(&piece), turn.cut, until).await?;
+        // What is here already may share a write with this piece; whatever has to be waited for may not hold it up.
+        if next.is_none() {
+            write(client.flush(), turn.cut, until).await?;
+        }
+    }
+    exchange.settle(Outcome::Finished, until_close(provider));
+    client.end_body();
+    write(client.flush(), turn.cut, turn.idle_deadline(progress)).await
+}
+
+/// Takes note of the answer's head, and starts metering its body.
+fn begin_answer(exchange: &mut Exchange<'_>, provider: &Connection) -> Result<(), Refusal> {
+    let Some(answer) = provider.http.answer() else { return Err(Refusal::UpstreamInvalid) };
+    exchange.status = Some(answer.status());
+    exchange.provider_request_id =
+        forward::provider_request_id(exchange.dialect, answer).map(|id| clean::text(id, 256));
+    let head = Answer {
+        dialect: exchange.dialect,
+        status: answer.status(),
+        content_type: answer.get("content-type").unwrap_or(b""),
+        content_encoding: answer.get("content-encoding").unwrap_or(b""),
+    };
+    exchange.meter = Some(Meter::new(&head, exchange.endpoint));
+    Ok(())
+}
+
+/// An answer that ends with its connection cannot be told from one that was cut: the record says so.
+fn until_close(provider: &Connection) -> Option<Cow<'static, str>> {
+    let answer = provider.http.answer()?;
+    (answer.framing() == BodyFraming::UntilClose).then_some("until_close".into())
+}
+
+/// A piece of the request while the answer already comes.
+async fn pump_late(
+    turn: Turn<'_>,
+    exchange: &mut Exchange<'_>,
+    upload: &mut Upload,
+    provider: &mut Connection,
+) -> Result<(), Stop> {
+    if !upload.has_queued() {
+        return Ok(());
+    }
+    tokio::select! {
+        biased;
+        written = upload.write_queued(&mut provider.http, turn.idle(), &mut exchange.request_bytes) => {
+            if written.is_err() {
+                upload.discard_rest();
+            }
+            Ok(())
+        }
+        reason = turn.cut.cut() => Err(Stop::Cut(reason)),
+    }
+}
+
+fn broken_answer(fault: &Fault) -> Stop {
+    tracing::warn!(%fault, "a provider's answer broke off");
+    Stop::Refuse(Refusal::UpstreamCut)
+}
+
+/// A write to the client. A cut may end it, and so may a client that takes nothing for as long as a provider may say
+/// nothing.
+async fn write(writing: impl Future<Output = std::io::Result<()>>, cut: &Watch, until: Instant) -> Result<(), Stop> {
+    tokio::pin!(writing);
+    // Nearly every write is done at once, and need not pay for a timer.
+    if let Poll::Ready(written) = futures::poll!(&mut writing) {
+        return written.map_err(|_| Stop::ClientGone);
+    }
+    tokio::select! {
+        biased;
+        written = &mut writing => written.map_err(|_| Stop::ClientGone),
+        reason = cut.cut() => Err(Stop::Torn(reason)),
+        () = sleep_until(until) => Err(Stop::ClientGone),
+    }
+}

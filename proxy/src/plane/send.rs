@@ -1,0 +1,183 @@
+//! A request on its way to the provider: a connection, head and body, until the head of the final answer is here.
+
+use std::time::Duration;
+
+use llm_proxy_core::answer::Refusal;
+use llm_proxy_core::http1::answer_head::AnswerHead;
+use llm_proxy_core::http1::call::Framing;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::clean;
+use super::clocks::{after, earlier};
+use super::exchange::Turn;
+use super::forward::{self, Destination};
+use super::settle::Exchange;
+use super::state::Permit;
+use super::stop::Stop;
+use super::upload::{Upload, WriteFault};
+use super::upstream::{ConnectError, Connection};
+use crate::http1::{Client, Fault};
+
+/// The most interim answers of one exchange: a provider that sends no others is none.
+const MOST_INTERIM: u32 = 16;
+/// How long an answer may take that stands behind a failed write.
+const EARLY_ANSWER: Duration = Duration::from_secs(1);
+
+/// Connects, sends head and body, and waits for the head of the final answer.
+///
+/// # Errors
+/// [`Stop`].
+pub async fn send(
+    turn: Turn<'_>,
+    client: &mut Client,
+    exchange: &mut Exchange<'_>,
+    upload: &mut Upload,
+    to: &Destination<'_>,
+    permit: Option<Permit>,
+) -> Result<Connection, Stop> {
+    let mut permit = permit;
+    let mut fresh = false;
+    loop {
+        let mut provider = connect(turn, client, upload, fresh).await?;
+        let may_repeat = provider.reused && !fresh;
+        provider.http.put_head(forward::request_head(turn.call, to), to.framing, turn.call.method() == "HEAD");
+        exchange.record_begin();
+        if let Some(permit) = permit.take() {
+            permit.spend();
+        }
+        match send_once(turn, client, exchange, upload, &mut provider).await {
+            Err(Attempt::Stale) if may_repeat && !upload.sent_any => fresh = true,
+            Err(Attempt::Stale) => return Err(Refusal::UpstreamUnreachable.into()),
+            Err(Attempt::Stop(stop)) => return Err(stop),
+            Ok(()) => return Ok(provider),
+        }
+    }
+}
+
+/// Why one try at a provider gave no answer's head.
+enum Attempt {
+    /// The connection was dead before the provider can have begun.
+    Stale,
+    /// It is final.
+    Stop(Stop),
+}
+
+impl<T: Into<Stop>> From<T> for Attempt {
+    fn from(stop: T) -> Self {
+        Self::Stop(stop.into())
+    }
+}
+
+async fn connect(turn: Turn<'_>, client: &mut Client, upload: &mut Upload, fresh: bool) -> Result<Connection, Stop> {
+    let connecting = turn.upstream.connect(&turn.gateway.connector, fresh);
+    tokio::pin!(connecting);
+    loop {
+        tokio::select! {
+            biased;
+            connected = &mut connecting => return connected.map_err(|error| {
+                tracing::warn!(%error, "no connection to a provider");
+                Stop::Refuse(match error {
+                    ConnectError::TimedOut(..) => Refusal::UpstreamTimeout("connect"),
+                    ConnectError::Failed(..) => Refusal::UpstreamUnreachable,
+                })
+            }),
+            reason = turn.cut.cut() => return Err(Stop::Cut(reason)),
+            from_client = upload.next(client), if upload.has_room() => { from_client?; }
+        }
+    }
+}
+
+async fn send_once(
+    turn: Turn<'_>,
+    client: &mut Client,
+    exchange: &mut Exchange<'_>,
+    upload: &mut Upload,
+    provider: &mut Connection,
+) -> Result<(), Attempt> {
+    let patience = turn.upstream.timeouts.first_byte;
+    let clock = sleep_until(earlier(after(Instant::now(), patience), turn.total));
+    tokio::pin!(clock);
+    let mut interim = 0;
+    loop {
+        if upload.has_queued() || provider.http.has_output() {
+            let before = exchange.request_bytes;
+            let outcome = tokio::select! {
+                biased;
+                outcome = upload.write_queued(&mut provider.http, turn.idle(), &mut exchange.request_bytes) => outcome,
+                reason = turn.cut.cut() => return Err(Stop::Cut(reason).into()),
+            };
+            if exchange.request_bytes > before {
+                // A provider need not answer before it has the body: its time begins anew with each piece.
+                clock.as_mut().reset(earlier(after(Instant::now(), patience), turn.total));
+            }
+            if exchange.model_requested.is_none() {
+                exchange.model_requested = upload.scan.model().map(|model| clean::text(model, 256));
+            }
+            if let Err(fault) = outcome {
+                return early_answer(turn, exchange, upload, provider, fault).await;
+            }
+        }
+        tokio::select! {
+            biased;
+            read = provider.http.read_head() => match read {
+                Ok(()) if is_interim(provider) && interim < MOST_INTERIM => {
+                    interim = interim.saturating_add(1);
+                    forward_interim(client, provider).await?;
+                }
+                Ok(()) if is_interim(provider) => return Err(Refusal::UpstreamInvalid.into()),
+                Ok(()) => {
+                    exchange.note_first_byte();
+                    return Ok(());
+                }
+                Err(Fault::Closed | Fault::Io(_)) if provider.reused && !upload.sent_any => return Err(Attempt::Stale),
+                Err(fault) => return Err(unreadable(&fault).into()),
+            },
+            reason = turn.cut.cut() => return Err(Stop::Cut(reason).into()),
+            from_client = upload.next(client) => from_client?,
+            () = &mut clock => return Err(Refusal::UpstreamTimeout(turn.fired("first_byte")).into()),
+        }
+    }
+}
+
+/// The body could not be written on: an answer may be there all the same (a 413, say), even behind a reset.
+async fn early_answer(
+    turn: Turn<'_>,
+    exchange: &mut Exchange<'_>,
+    upload: &mut Upload,
+    provider: &mut Connection,
+    fault: WriteFault,
+) -> Result<(), Attempt> {
+    upload.discard_rest();
+    let patience = after(Instant::now(), EARLY_ANSWER);
+    loop {
+        match timeout_at(patience, provider.http.read_head()).await {
+            Ok(Ok(())) if is_interim(provider) => {}
+            Ok(Ok(())) => {
+                exchange.note_first_byte();
+                return Ok(());
+            }
+            _ if fault == WriteFault::TooSlow => return Err(Refusal::UpstreamTimeout("idle").into()),
+            _ if provider.reused && !upload.sent_any && turn.call.framing == Framing::None => {
+                return Err(Attempt::Stale);
+            }
+            _ => return Err(Refusal::UpstreamUnreachable.into()),
+        }
+    }
+}
+
+fn is_interim(provider: &Connection) -> bool {
+    provider.http.answer().is_some_and(AnswerHead::is_interim)
+}
+
+/// What a failure to read an answer's head is.
+fn unreadable(fault: &Fault) -> Refusal {
+    tracing::warn!(%fault, "a provider gave no usable answer head");
+    if matches!(fault, Fault::Invalid(_)) { Refusal::UpstreamInvalid } else { Refusal::UpstreamUnreachable }
+}
+
+/// Passes the links of 103 Early Hints on (RFC 8297); 100 was for us.
+async fn forward_interim(client: &mut Client, provider: &Connection) -> Result<(), Stop> {
+    let Some(hints) = provider.http.answer().filter(|hints| hints.status() == 103) else { return Ok(()) };
+    let links = hints.all("link").map(|link| (&b"link"[..], link));
+    client.write_interim(103, links).await.map_err(|_| Stop::ClientGone)
+}
