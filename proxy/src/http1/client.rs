@@ -1,10 +1,12 @@
 //! One exchange with a client: its request's body read, our answer written.
 
+use std::cell::RefCell;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use llm_proxy_core::http1::call::{Call, Version};
+use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use super::{Fault, Incoming, READ, Wire};
@@ -90,7 +92,7 @@ impl Client {
     /// When the connection fails.
     pub async fn write_continue(&mut self) -> io::Result<()> {
         self.waits_for_continue = false;
-        self.wire.output.put_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        self.wire.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         self.wire.flush().await
     }
 
@@ -110,7 +112,7 @@ impl Client {
         for (name, value) in fields {
             put_field(&mut self.wire.output, name, value);
         }
-        self.wire.output.put_slice(b"\r\n");
+        self.wire.output.extend_from_slice(b"\r\n");
         self.wire.flush().await
     }
 
@@ -135,15 +137,15 @@ impl Client {
             Outgoing::Length(length) | Outgoing::NoBody(Some(length)) => {
                 put_field(output, b"content-length", itoa::Buffer::new().format(length).as_bytes());
             }
-            Outgoing::Chunked => output.put_slice(b"transfer-encoding: chunked\r\n"),
+            Outgoing::Chunked => output.extend_from_slice(b"transfer-encoding: chunked\r\n"),
             Outgoing::NoBody(None) | Outgoing::UntilClose => {}
         }
         if self.closes {
-            output.put_slice(b"connection: close\r\n");
+            output.extend_from_slice(b"connection: close\r\n");
         } else if self.is_1_0 {
-            output.put_slice(b"connection: keep-alive\r\n");
+            output.extend_from_slice(b"connection: keep-alive\r\n");
         }
-        output.put_slice(b"\r\n");
+        output.extend_from_slice(b"\r\n");
         self.answer = Some(framing);
     }
 
@@ -227,29 +229,40 @@ const IMF_FIXDATE: &[time::format_description::FormatItem<'static>] = time::macr
     "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
 );
 
-/// The line of the `date` field (RFC 9110 §6.6.1), now.
-pub fn put_date(output: &mut BytesMut) {
-    if let Ok(date) = time::OffsetDateTime::now_utc().format(IMF_FIXDATE) {
-        put_field(output, b"date", date.as_bytes());
+/// The line of the `date` field (RFC 9110 §6.6.1), now. Written once a second for each thread.
+pub fn put_date(output: &mut Vec<u8>) {
+    thread_local! {
+        static LINE: RefCell<(u64, Vec<u8>)> = const { RefCell::new((0, Vec::new())) };
     }
+    let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    LINE.with_borrow_mut(|(written, line)| {
+        if *written != second
+            && let Ok(date) = OffsetDateTime::now_utc().format(IMF_FIXDATE)
+        {
+            line.clear();
+            put_field(line, b"date", date.as_bytes());
+            *written = second;
+        }
+        output.extend_from_slice(line);
+    });
 }
 
 /// A status line (RFC 9112 §4) with the registered reason phrase; a status without one has none.
-pub fn put_status(output: &mut BytesMut, status: u16) {
-    output.put_slice(b"HTTP/1.1 ");
-    output.put_slice(itoa::Buffer::new().format(status).as_bytes());
-    output.put_slice(b" ");
+pub fn put_status(output: &mut Vec<u8>, status: u16) {
+    output.extend_from_slice(b"HTTP/1.1 ");
+    output.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
+    output.extend_from_slice(b" ");
     let reason = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
-    output.put_slice(reason.unwrap_or("").as_bytes());
-    output.put_slice(b"\r\n");
+    output.extend_from_slice(reason.unwrap_or("").as_bytes());
+    output.extend_from_slice(b"\r\n");
 }
 
 /// A field line.
-pub fn put_field(output: &mut BytesMut, name: &[u8], value: &[u8]) {
-    output.put_slice(name);
-    output.put_slice(b": ");
-    output.put_slice(value);
-    output.put_slice(b"\r\n");
+pub fn put_field(output: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    output.extend_from_slice(name);
+    output.extend_from_slice(b": ");
+    output.extend_from_slice(value);
+    output.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ mod provider;
 use std::io;
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use llm_proxy_core::http1::answer_head::{BadAnswer, BodyFraming};
 use llm_proxy_core::http1::call::Framing;
 use llm_proxy_core::http1::chunks::{ChunkRules, Run};
@@ -58,7 +58,7 @@ impl From<BadAnswer> for Fault {
 pub struct Wire {
     stream: Stream,
     input: BytesMut,
-    output: BytesMut,
+    output: Vec<u8>,
 }
 
 /// What is still to come of the message that is being read.
@@ -93,7 +93,7 @@ impl From<BodyFraming> for Incoming {
 impl Wire {
     /// Takes a connection on which nothing is under way.
     pub fn new(stream: Stream) -> Self {
-        Self { stream, input: BytesMut::new(), output: BytesMut::new() }
+        Self { stream, input: BytesMut::new(), output: Vec::new() }
     }
 
     /// Whether nothing was read ahead and nothing waits to be sent.
@@ -158,8 +158,8 @@ impl Wire {
         }
         let end: &[u8] = if chunked { b"\r\n" } else { b"" };
         if self.output.len().saturating_add(piece.len()) <= GATHERED {
-            self.output.put_slice(piece);
-            self.output.put_slice(end);
+            self.output.extend_from_slice(piece);
+            self.output.extend_from_slice(end);
             return Ok(());
         }
         // One write of all three, where the connection can do that.
@@ -171,12 +171,12 @@ impl Wire {
 
     /// Puts the last chunk.
     fn put_last_chunk(&mut self) {
-        self.output.put_slice(b"0\r\n\r\n");
+        self.output.extend_from_slice(b"0\r\n\r\n");
     }
 
     /// Answers a head that never became a call, and closes. Nobody waits for it longer than a moment.
     pub async fn close_with(mut self, answer: &[u8]) {
-        self.output.put_slice(answer);
+        self.output.extend_from_slice(answer);
         if matches!(timeout(LINGER, self.flush()).await, Ok(Ok(()))) {
             self.close(true).await;
         }
@@ -209,7 +209,7 @@ impl Wire {
 }
 
 /// `1f4\r\n`
-fn put_size(output: &mut BytesMut, size: usize) {
+fn put_size(output: &mut Vec<u8>, size: usize) {
     const DIGITS: [u8; 16] = *b"0123456789abcdef";
     let mut line = [0u8; 18];
     let mut at = line.len();
@@ -230,7 +230,7 @@ fn put_size(output: &mut BytesMut, size: usize) {
             break;
         }
     }
-    output.put_slice(line.get(at..).unwrap_or(&[]));
+    output.extend_from_slice(line.get(at..).unwrap_or(&[]));
 }
 
 #[cfg(test)]
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn sizes_are_written_in_hexadecimal() {
         for size in [1usize, 9, 10, 15, 16, 255, 256, 4096, 20_000, usize::MAX] {
-            let mut output = BytesMut::new();
+            let mut output = Vec::new();
             put_size(&mut output, size);
             assert_eq!(output, format!("{size:x}\r\n").as_bytes());
         }

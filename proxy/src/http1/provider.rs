@@ -2,7 +2,7 @@
 
 use std::io;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use llm_proxy_core::http1::answer_head::{self, AnswerHead};
 use llm_proxy_core::http1::call::Framing;
 use pingora_core::protocols::Stream;
@@ -28,7 +28,7 @@ impl Provider {
     }
 
     /// Puts the request's head together with what follows; [`Self::flush`] sends it.
-    pub fn put_head(&mut self, head: BytesMut, framing: Framing, to_head: bool) {
+    pub fn put_head(&mut self, head: Vec<u8>, framing: Framing, to_head: bool) {
         self.wire.output = head;
         self.framing = framing;
         self.to_head = to_head;
@@ -121,7 +121,7 @@ mod tests {
     /// What an answer in these pieces, then the end of the connection, reads as.
     async fn read(pieces: &[&[u8]], to_head: bool) -> (Result<(u16, Vec<u8>), Fault>, bool) {
         let (mut http, mut provider) = connection();
-        http.put_head(BytesMut::new(), Framing::None, to_head);
+        http.put_head(Vec::new(), Framing::None, to_head);
         let pieces: Vec<Vec<u8>> = pieces.iter().map(|piece| piece.to_vec()).collect();
         let writing = tokio::spawn(async move {
             for piece in pieces {
@@ -192,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn small_requests_leave_in_one_piece_and_large_ones_whole() {
         let (mut http, mut provider) = connection();
-        http.put_head(BytesMut::from("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"), Framing::Chunked, false);
+        http.put_head(Vec::from("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"), Framing::Chunked, false);
         http.write_body(b"hello").await.unwrap();
         http.write_body(&[b'x'; 20_000]).await.unwrap();
         http.end_body();

@@ -26,7 +26,6 @@ use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use bytes::BytesMut;
 use futures::FutureExt;
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
@@ -130,7 +129,7 @@ impl Plane {
     }
 
     /// The answer to a head that never became a call. Counted, and sampled into the record.
-    pub fn answer_raw(&self, refusal: &Refusal) -> BytesMut {
+    pub fn answer_raw(&self, refusal: &Refusal) -> Vec<u8> {
         let id = ExchangeId::new(now_us());
         settle::record_unparsed(&self.gateway, &id, refusal);
         reply::raw(refusal, id.text())

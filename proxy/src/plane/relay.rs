@@ -6,7 +6,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures::FutureExt;
 use llm_proxy_core::answer::Refusal;
-use llm_proxy_core::http1::answer_head::BodyFraming;
+use llm_proxy_core::http1::answer_head::{AnswerName, BodyFraming};
 use llm_proxy_core::usage::{Answer, Meter};
 use llm_proxy_plugins::event::Outcome;
 use tokio::time::{Instant, sleep_until};
@@ -122,8 +122,8 @@ fn begin_answer(exchange: &mut Exchange<'_>, provider: &Connection) -> Result<()
     let head = Answer {
         dialect: exchange.dialect,
         status: answer.status(),
-        content_type: answer.get("content-type").unwrap_or(b""),
-        content_encoding: answer.get("content-encoding").unwrap_or(b""),
+        content_type: answer.get(AnswerName::ContentType).unwrap_or(b""),
+        content_encoding: answer.get(AnswerName::ContentEncoding).unwrap_or(b""),
     };
     exchange.meter = Some(Meter::new(&head, exchange.endpoint));
     Ok(())

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::io;
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
 use tokio::time::timeout;
@@ -88,16 +87,16 @@ pub async fn patient<T>(writing: impl Future<Output = io::Result<T>>) -> io::Res
 }
 
 /// A whole answer with its head, for a connection on which no request could be read.
-pub fn raw(refusal: &Refusal, request_id: &str) -> BytesMut {
+pub fn raw(refusal: &Refusal, request_id: &str) -> Vec<u8> {
     let body = refusal.body(Dialect::OpenAi, request_id);
-    let mut answer = BytesMut::with_capacity(1024);
+    let mut answer = Vec::with_capacity(1024);
     put_status(&mut answer, refusal.status());
     for (name, value) in fields(refusal, Dialect::OpenAi, request_id) {
         put_field(&mut answer, name.as_bytes(), value.as_bytes());
     }
     put_date(&mut answer);
     put_field(&mut answer, b"content-length", itoa::Buffer::new().format(body.len()).as_bytes());
-    answer.put_slice(b"connection: close\r\n\r\n");
-    answer.put_slice(&body);
+    answer.extend_from_slice(b"connection: close\r\n\r\n");
+    answer.extend_from_slice(&body);
     answer
 }

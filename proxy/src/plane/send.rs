@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use llm_proxy_core::answer::Refusal;
-use llm_proxy_core::http1::answer_head::AnswerHead;
+use llm_proxy_core::http1::answer_head::{AnswerHead, AnswerName};
 use llm_proxy_core::http1::call::Framing;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -178,6 +178,6 @@ fn unreadable(fault: &Fault) -> Refusal {
 /// Passes the links of 103 Early Hints on (RFC 8297); 100 was for us.
 async fn forward_interim(client: &mut Client, provider: &Connection) -> Result<(), Stop> {
     let Some(hints) = provider.http.answer().filter(|hints| hints.status() == 103) else { return Ok(()) };
-    let links = hints.all("link").map(|link| (&b"link"[..], link));
+    let links = hints.all(AnswerName::Link).map(|link| (&b"link"[..], link));
     client.write_interim(103, links).await.map_err(|_| Stop::ClientGone)
 }

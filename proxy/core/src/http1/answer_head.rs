@@ -26,12 +26,77 @@ pub enum BodyFraming {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadAnswer(pub &'static str);
 
+/// What a field of an answer is to us. Everything that is [`AnswerName::Other`] goes to the client as it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerName {
+    /// Passed on.
+    Other,
+    /// For one connection, or what a provider must not tell a client through us: goes nowhere.
+    Dropped,
+    /// `connection`: goes nowhere, and what it names neither.
+    Connection,
+    /// `content-length`: replaced by ours.
+    ContentLength,
+    /// `transfer-encoding`: replaced by ours.
+    TransferEncoding,
+    /// `content-type`, passed on.
+    ContentType,
+    /// `content-encoding`, passed on.
+    ContentEncoding,
+    /// `link`, passed on.
+    Link,
+    /// A provider's own id of the request, under one of the names in use; passed on.
+    RequestId,
+    /// `access-control-allow-origin` or `access-control-expose-headers`: passed on where we have no own.
+    Cors,
+}
+
+impl AnswerName {
+    /// Classifies a field name, any letter case.
+    pub fn of(name: &[u8]) -> Self {
+        let pick = |pairs: &[(&str, Self)]| {
+            let found = pairs.iter().find(|(wanted, _)| name.eq_ignore_ascii_case(wanted.as_bytes()));
+            found.map_or(Self::Other, |(_, kind)| *kind)
+        };
+        // By length first: nearly every field is none of these.
+        match name.len() {
+            2 => pick(&[("te", Self::Dropped)]),
+            4 => pick(&[("link", Self::Link), ("host", Self::Dropped)]),
+            // Alt-Svc would send the client past us to the provider.
+            7 => pick(&[("alt-svc", Self::Dropped), ("trailer", Self::Dropped), ("upgrade", Self::Dropped)]),
+            10 => pick(&[
+                ("connection", Self::Connection),
+                ("request-id", Self::RequestId),
+                ("keep-alive", Self::Dropped),
+            ]),
+            12 => pick(&[("content-type", Self::ContentType), ("x-request-id", Self::RequestId)]),
+            14 => pick(&[("content-length", Self::ContentLength)]),
+            15 => pick(&[("apim-request-id", Self::RequestId), ("x-ms-request-id", Self::RequestId)]),
+            16 => pick(&[("content-encoding", Self::ContentEncoding), ("proxy-connection", Self::Dropped)]),
+            17 => pick(&[("transfer-encoding", Self::TransferEncoding)]),
+            18 => pick(&[("proxy-authenticate", Self::Dropped)]),
+            19 => pick(&[("proxy-authorization", Self::Dropped)]),
+            22 => pick(&[("x-llm-proxy-request-id", Self::Dropped)]),
+            27 => pick(&[("access-control-allow-origin", Self::Cors)]),
+            29 => pick(&[("access-control-expose-headers", Self::Cors)]),
+            _ => Self::Other,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Field {
+    kind: AnswerName,
+    name: Range<u32>,
+    value: Range<u32>,
+}
+
 /// A checked answer head.
 #[derive(Debug)]
 pub struct AnswerHead {
     raw: Bytes,
     status: u16,
-    fields: Vec<(Range<u32>, Range<u32>)>,
+    fields: Vec<Field>,
     framing: BodyFraming,
     persists: bool,
 }
@@ -108,29 +173,24 @@ impl AnswerHead {
         self.persists
     }
 
-    /// Name and value of each field line, as received.
-    pub fn fields(&self) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> {
-        self.fields.iter().map(|(name, value)| (self.slice(name), self.slice(value)))
+    /// Kind, name and value of each field line, as received.
+    pub fn fields(&self) -> impl ExactSizeIterator<Item = (AnswerName, &[u8], &[u8])> {
+        self.fields.iter().map(|field| (field.kind, self.slice(&field.name), self.slice(&field.value)))
     }
 
-    /// Bytes of the whole head on the wire.
-    pub fn wire_bytes(&self) -> usize {
-        self.raw.len()
+    /// The first value of this kind.
+    pub fn get(&self, kind: AnswerName) -> Option<&[u8]> {
+        self.all(kind).next()
     }
 
-    /// The first value under this name, which is given in lower case.
-    pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.all(name).next()
-    }
-
-    /// Every value under this name.
-    pub fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        self.fields().filter(move |(found, _)| found.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
+    /// Every value of this kind.
+    pub fn all(&self, kind: AnswerName) -> impl Iterator<Item = &[u8]> {
+        self.fields.iter().filter(move |field| field.kind == kind).map(|field| self.slice(&field.value))
     }
 
     /// What `Connection` names.
     pub fn connection_options(&self) -> impl Iterator<Item = &[u8]> {
-        self.all("connection")
+        self.all(AnswerName::Connection)
             .flat_map(|value| value.split(|octet| *octet == b','))
             .map(<[u8]>::trim_ascii)
             .filter(|option| !option.is_empty())
@@ -138,11 +198,11 @@ impl AnswerHead {
 
     /// What `content-length` says, where the body is not delimited by it.
     pub fn content_length(&self) -> Option<u64> {
-        self.get("content-length").and_then(|length| digits(length).ok())
+        self.get(AnswerName::ContentLength).and_then(|length| digits(length).ok())
     }
 
     fn judge_framing(&self, to_head: bool, is_1_1: bool) -> Result<BodyFraming, BadAnswer> {
-        let (mut lengths, mut codings) = (self.all("content-length"), self.all("transfer-encoding"));
+        let (mut lengths, mut codings) = (self.all(AnswerName::ContentLength), self.all(AnswerName::TransferEncoding));
         let (length, coding) = (lengths.next(), codings.next());
         if lengths.next().is_some() || codings.next().is_some() || (length.is_some() && coding.is_some()) {
             return Err(BadAnswer("it is framed twice"));
@@ -209,13 +269,14 @@ fn status_line(line: &[u8]) -> Result<(u16, bool), BadAnswer> {
     Ok((status, is_1_1))
 }
 
-fn field_line(text: &[u8], start: usize, end: usize) -> Result<(Range<u32>, Range<u32>), BadAnswer> {
+fn field_line(text: &[u8], start: usize, end: usize) -> Result<Field, BadAnswer> {
     let line = text.get(start..end).unwrap_or(&[]);
-    let colon = memchr::memchr(b':', line).ok_or(BadAnswer("a field line has no colon"))?;
-    let name = line.get(..colon).unwrap_or(&[]);
-    if name.is_empty() || !is_token(name) {
-        return Err(BadAnswer("a field name is not a token"));
+    // The first octet that is none of a token's must be the colon.
+    let colon = line.iter().position(|octet| !is_token(&[*octet])).unwrap_or(0);
+    if colon == 0 || line.get(colon) != Some(&b':') {
+        return Err(BadAnswer("a field line does not begin with a token and a colon"));
     }
+    let name = line.get(..colon).unwrap_or(&[]);
     let value = line.get(colon.saturating_add(1)..).unwrap_or(&[]);
     if has_control(value) {
         return Err(BadAnswer("a field value has a control octet"));
@@ -224,5 +285,9 @@ fn field_line(text: &[u8], start: usize, end: usize) -> Result<(Range<u32>, Rang
     let value_start = start.saturating_add(colon).saturating_add(1).saturating_add(lead);
     let value_end = value_start.saturating_add(value.trim_ascii().len());
     let narrow = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
-    Ok((narrow(start)..narrow(start.saturating_add(colon)), narrow(value_start)..narrow(value_end)))
+    Ok(Field {
+        kind: AnswerName::of(name),
+        name: narrow(start)..narrow(start.saturating_add(colon)),
+        value: narrow(value_start)..narrow(value_end),
+    })
 }
