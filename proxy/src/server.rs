@@ -22,6 +22,7 @@ use pingora_core::connectors::{ConnectorOptions, TransportConnector};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::listening::Service;
+use pingora_core::tls::{RootCertStore, load_platform_certs_incl_env_into_store};
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 
@@ -100,7 +101,7 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
             .enumerate()
             .map(|(index, api)| Upstream::new(api, index))
             .collect::<Result<_>>()?,
-        connector: TransportConnector::new(Some(ConnectorOptions::new(POOLED))),
+        connector: connector(settings.apis.iter().any(|api| api.base_url.tls))?,
         tokens: Tokens::new(store.clone(), control.handle().clone(), drain.cut_token()),
         pepper: store.pepper(),
         journal: journal.clone(),
@@ -204,6 +205,25 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
     })?;
     serve(edge, listen_addr, settings.drain_timeout, shutdown::Signals { stopping });
     Ok(())
+}
+
+/// Where connections to providers come from. The certificate authorities that providers are checked against are read
+/// once here: Pingora's connector panics where they cannot be.
+fn connector(speaks_tls: bool) -> Result<TransportConnector> {
+    let mut roots = RootCertStore::empty();
+    load_platform_certs_incl_env_into_store(&mut roots).map_err(|error| {
+        anyhow::anyhow!(
+            "the certificate authorities that providers are checked against cannot be read: {error}; \
+             SSL_CERT_FILE and SSL_CERT_DIR name them, without these it is the system's store"
+        )
+    })?;
+    if speaks_tls && roots.is_empty() {
+        tracing::warn!(
+            "no certificate authorities are known, so no provider with https can be reached: install ca-certificates, \
+             or name them in SSL_CERT_FILE"
+        );
+    }
+    Ok(TransportConnector::new(Some(ConnectorOptions::new(POOLED))))
 }
 
 /// Binds both listeners, so that a taken port is told before anything is made.

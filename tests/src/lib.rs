@@ -12,6 +12,7 @@ mod fixtures;
 mod product;
 mod raw;
 mod refused;
+pub mod tls;
 mod world;
 
 pub use admin::{Admin, Told};

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use flate2::read::{GzDecoder, ZlibDecoder};
+use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use llm_proxy_tests::{Answer, Ask, Fixture, Provider, Raw, Refused, World, eventually, fixture, fixtures};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -57,8 +57,10 @@ fn decoded(answer: &Answer) -> Vec<u8> {
     let mut plain = Vec::new();
     match answer.header("content-encoding") {
         None => plain.clone_from(&answer.body),
-        Some("gzip") => _ = GzDecoder::new(&answer.body[..]).read_to_end(&mut plain).unwrap(),
+        Some("gzip") => _ = MultiGzDecoder::new(&answer.body[..]).read_to_end(&mut plain).unwrap(),
         Some("deflate") => _ = ZlibDecoder::new(&answer.body[..]).read_to_end(&mut plain).unwrap(),
+        Some("br") => _ = brotli::Decompressor::new(&answer.body[..], 4096).read_to_end(&mut plain).unwrap(),
+        Some("zstd") => plain = zstd::decode_all(&answer.body[..]).unwrap(),
         Some(other) => panic!("{other}"),
     }
     plain
@@ -144,7 +146,7 @@ async fn every_recording_passes_byte_by_byte() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_recording_passes_encoded_and_is_metered_all_the_same() {
     let world = world().await;
-    for encoding in ["gzip", "deflate"] {
+    for encoding in ["gzip", "gzip-members", "deflate", "br", "zstd", "zstd-frames"] {
         every_recording_passes(&world, &[("x-mock-encoding", encoding)]).await;
         every_recording_passes(&world, &[("x-mock-encoding", encoding), ("x-mock-split", "random:3")]).await;
     }

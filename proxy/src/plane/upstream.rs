@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
+use pingora_core::ErrorType;
 use pingora_core::connectors::TransportConnector;
 use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use tokio::time::{Instant, timeout_at};
@@ -112,7 +113,8 @@ impl Upstream {
         let deadline = after(Instant::now(), self.timeouts.connect);
         let timed_out = || ConnectError::TimedOut(self.host.clone(), self.timeouts.connect);
         let resolved = timeout_at(deadline, self.addresses()).await.map_err(|_| timed_out())??;
-        let mut last = None;
+        let mut failures = Vec::new();
+        let mut too_slow = false;
         for peer in resolved.peers.iter().take(MOST_ADDRESSES) {
             let getting = async {
                 if fresh { Ok((connector.new_stream(peer).await?, false)) } else { connector.get_stream(peer).await }
@@ -121,7 +123,10 @@ impl Upstream {
                 Ok(Ok((stream, reused))) => {
                     return Ok(Connection { http: Provider::new(stream), reused, pool_key: peer.reuse_hash() });
                 }
-                Ok(Err(error)) => last = Some(error),
+                Ok(Err(error)) => {
+                    too_slow = matches!(error.etype(), ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout);
+                    failures.push(error.to_string());
+                }
                 Err(_) => return Err(timed_out()),
             }
         }
@@ -129,15 +134,11 @@ impl Upstream {
         if resolved.until.is_some() {
             self.resolved.store(None);
         }
-        match last {
-            Some(error)
-                if error.etype().as_str() == "ConnectTimedout" || error.etype().as_str() == "TLSHandshakeTimedout" =>
-            {
-                Err(timed_out())
-            }
-            Some(error) => Err(ConnectError::Failed(self.host.clone(), error.to_string())),
-            None => Err(ConnectError::Failed(self.host.clone(), "the name has no address".into())),
+        if failures.is_empty() {
+            failures.push("the name has no address".to_owned());
         }
+        // Of several addresses one may be refused and another have the wrong certificate: the log names both.
+        Err(if too_slow { timed_out() } else { ConnectError::Failed(self.host.clone(), failures.join("; then ")) })
     }
 
     async fn addresses(&self) -> Result<Arc<Resolved>, ConnectError> {

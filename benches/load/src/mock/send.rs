@@ -4,11 +4,13 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
+use brotli::CompressorWriter as BrotliEncoder;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use zstd::stream::write::Encoder as ZstdEncoder;
 
 use super::answer::{Answer, LAST_CHUNK, push_piece};
 use super::books::Ended;
@@ -136,10 +138,10 @@ impl Sizes {
 
 /// The body content-encoded; `by_piece`: each piece can be decoded when it arrives.
 fn encoded(pieces: &[Bytes], encoding: Encoding, by_piece: bool) -> io::Result<Vec<Bytes>> {
-    let mut encoder = match encoding {
-        Encoding::Gzip => Encoder::Gzip(GzEncoder::new(Vec::new(), Compression::default())),
-        Encoding::Deflate => Encoder::Deflate(ZlibEncoder::new(Vec::new(), Compression::default())),
-    };
+    if matches!(encoding, Encoding::GzipMembers | Encoding::ZstdFrames) {
+        return pieces.iter().map(|piece| in_two(piece, encoding)).collect();
+    }
+    let mut encoder = Encoder::new(encoding)?;
     let mut out = Vec::new();
     for piece in pieces {
         encoder.write(piece)?;
@@ -151,16 +153,43 @@ fn encoded(pieces: &[Bytes], encoding: Encoding, by_piece: bool) -> io::Result<V
     Ok(out)
 }
 
+/// Each half of a piece encoded for itself.
+fn in_two(piece: &[u8], encoding: Encoding) -> io::Result<Bytes> {
+    let (first, second) = piece.split_at(piece.len() / 2);
+    let mut out = Vec::new();
+    for half in [first, second] {
+        let mut encoder = Encoder::new(encoding)?;
+        encoder.write(half)?;
+        out.append(&mut encoder.finish()?);
+    }
+    Ok(Bytes::from(out))
+}
+
 enum Encoder {
     Gzip(GzEncoder<Vec<u8>>),
     Deflate(ZlibEncoder<Vec<u8>>),
+    Brotli(Box<BrotliEncoder<Vec<u8>>>),
+    Zstd(ZstdEncoder<'static, Vec<u8>>),
 }
 
 impl Encoder {
+    fn new(encoding: Encoding) -> io::Result<Self> {
+        let out = Vec::new();
+        Ok(match encoding {
+            Encoding::Gzip | Encoding::GzipMembers => Self::Gzip(GzEncoder::new(out, Compression::default())),
+            Encoding::Deflate => Self::Deflate(ZlibEncoder::new(out, Compression::default())),
+            // As servers encode what they make while it is read.
+            Encoding::Brotli => Self::Brotli(Box::new(BrotliEncoder::new(out, 4096, 4, 22))),
+            Encoding::Zstd | Encoding::ZstdFrames => Self::Zstd(ZstdEncoder::new(out, 3)?),
+        })
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Gzip(encoder) => encoder.write_all(bytes),
             Self::Deflate(encoder) => encoder.write_all(bytes),
+            Self::Brotli(encoder) => encoder.write_all(bytes),
+            Self::Zstd(encoder) => encoder.write_all(bytes),
         }
     }
 
@@ -174,6 +203,14 @@ impl Encoder {
                 encoder.flush()?;
                 std::mem::take(encoder.get_mut())
             }
+            Self::Brotli(encoder) => {
+                encoder.flush()?;
+                std::mem::take(encoder.get_mut())
+            }
+            Self::Zstd(encoder) => {
+                encoder.flush()?;
+                std::mem::take(encoder.get_mut())
+            }
         })
     }
 
@@ -181,6 +218,8 @@ impl Encoder {
         match self {
             Self::Gzip(encoder) => encoder.finish(),
             Self::Deflate(encoder) => encoder.finish(),
+            Self::Brotli(encoder) => Ok(encoder.into_inner()),
+            Self::Zstd(encoder) => encoder.finish(),
         }
     }
 }
@@ -201,11 +240,7 @@ async fn write_pieces(
     };
     let keep_alive = head.keep_alive && !head.is_http10 && framing != AnswerFraming::Close;
     let length: u64 = pieces.iter().flatten().map(|part| part.len() as u64).sum();
-    let encoding = steering.encoding.map(|encoding| match encoding {
-        Encoding::Gzip => "gzip",
-        Encoding::Deflate => "deflate",
-    });
-    let mut out = answer.head(framing, length, encoding, keep_alive);
+    let mut out = answer.head(framing, length, steering.encoding.map(Encoding::field), keep_alive);
     let has_body = head.method != "HEAD" && !answer.is_bodiless();
 
     let limit = match steering.fault {
@@ -301,15 +336,26 @@ mod tests {
     #[test]
     fn encoded_bodies_decode_to_what_they_were() {
         let answer = answer();
-        for by_piece in [false, true] {
-            let gzip = encoded(&answer.pieces, Encoding::Gzip, by_piece).unwrap().concat();
-            let mut decoded = Vec::new();
-            flate2::read::GzDecoder::new(gzip.as_slice()).read_to_end(&mut decoded).unwrap();
-            assert_eq!(decoded, answer.pieces.concat());
-            let deflate = encoded(&answer.pieces, Encoding::Deflate, by_piece).unwrap().concat();
-            decoded.clear();
-            flate2::read::ZlibDecoder::new(deflate.as_slice()).read_to_end(&mut decoded).unwrap();
-            assert_eq!(decoded, answer.pieces.concat());
+        for encoding in [
+            Encoding::Gzip,
+            Encoding::GzipMembers,
+            Encoding::Deflate,
+            Encoding::Brotli,
+            Encoding::Zstd,
+            Encoding::ZstdFrames,
+        ] {
+            for by_piece in [false, true] {
+                let wire = encoded(&answer.pieces, encoding, by_piece).unwrap().concat();
+                let mut decoded = Vec::new();
+                let read = match encoding.field() {
+                    "gzip" => flate2::read::MultiGzDecoder::new(&wire[..]).read_to_end(&mut decoded),
+                    "deflate" => flate2::read::ZlibDecoder::new(&wire[..]).read_to_end(&mut decoded),
+                    "br" => brotli::Decompressor::new(&wire[..], 4096).read_to_end(&mut decoded),
+                    _ => zstd::Decoder::new(&wire[..]).unwrap().read_to_end(&mut decoded),
+                };
+                read.unwrap();
+                assert_eq!(decoded, answer.pieces.concat(), "{encoding:?}");
+            }
         }
     }
 }

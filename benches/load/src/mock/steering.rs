@@ -16,8 +16,38 @@ pub(super) enum Split {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
     Gzip,
+    /// Two members for each piece of the body.
+    GzipMembers,
     /// The zlib format, as RFC 9110 §8.4.1.2 means it.
     Deflate,
+    Brotli,
+    Zstd,
+    /// Two frames for each piece of the body.
+    ZstdFrames,
+}
+
+impl Encoding {
+    fn parse(value: &str) -> Option<Self> {
+        Some(match value {
+            "gzip" => Self::Gzip,
+            "gzip-members" => Self::GzipMembers,
+            "deflate" => Self::Deflate,
+            "br" => Self::Brotli,
+            "zstd" => Self::Zstd,
+            "zstd-frames" => Self::ZstdFrames,
+            _ => return None,
+        })
+    }
+
+    /// The `content-encoding` field's value.
+    pub(super) fn field(self) -> &'static str {
+        match self {
+            Self::Gzip | Self::GzipMembers => "gzip",
+            Self::Deflate => "deflate",
+            Self::Brotli => "br",
+            Self::Zstd | Self::ZstdFrames => "zstd",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,13 +132,7 @@ impl Steering {
             "delay-ms" => self.delay = Some(millis(value)?),
             "pace-ms" => self.pace = Some(millis(value)?),
             "split" => self.split = Some(split(value)?),
-            "encoding" => {
-                self.encoding = Some(match value {
-                    "gzip" => Encoding::Gzip,
-                    "deflate" => Encoding::Deflate,
-                    _ => return None,
-                });
-            }
+            "encoding" => self.encoding = Some(Encoding::parse(value)?),
             "framing" => {
                 self.framing = Some(match value {
                     "chunked" => AnswerFraming::Chunked,
@@ -185,8 +209,13 @@ mod tests {
         assert_eq!(steering.fault, Some(Fault::Reset(10)));
         assert_eq!(steering.split, Some(Split::Random(7)));
         assert_eq!(steering.pace, Some(Duration::from_millis(5)));
-        for wrong in ["x-mock-fault: rest:1\r\n", "x-mock-split: 0\r\n", "x-mock-pace: 5\r\n", "x-mock-status: 99\r\n"]
-        {
+        for wrong in [
+            "x-mock-fault: rest:1\r\n",
+            "x-mock-split: 0\r\n",
+            "x-mock-pace: 5\r\n",
+            "x-mock-status: 99\r\n",
+            "x-mock-encoding: brotli\r\n",
+        ] {
             assert!(steer(wrong).is_err(), "{wrong}");
         }
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::octets::{has_control, is_token};
+use super::octets::{has_control, token_length};
 
 /// The most field lines taken.
 const MOST_FIELDS: usize = 256;
@@ -271,8 +271,7 @@ fn status_line(line: &[u8]) -> Result<(u16, bool), BadAnswer> {
 
 fn field_line(text: &[u8], start: usize, end: usize) -> Result<Field, BadAnswer> {
     let line = text.get(start..end).unwrap_or(&[]);
-    // The first octet that is none of a token's must be the colon.
-    let colon = line.iter().position(|octet| !is_token(&[*octet])).unwrap_or(0);
+    let colon = token_length(line);
     if colon == 0 || line.get(colon) != Some(&b':') {
         return Err(BadAnswer("a field line does not begin with a token and a colon"));
     }

@@ -36,6 +36,12 @@ fn all(octets: &[u8], class: u8) -> bool {
     octets.iter().all(|octet| CLASSES.get(usize::from(*octet)).is_some_and(|found| found & class != 0))
 }
 
+/// How many of the first octets are a token's.
+pub fn token_length(text: &[u8]) -> usize {
+    let is_other = |octet: &u8| CLASSES.get(usize::from(*octet)).is_none_or(|found| found & TOKEN == 0);
+    text.iter().position(is_other).unwrap_or(text.len())
+}
+
 /// Whether a field value has an octet that RFC 9110 §5.5 forbids. No early exit: without one the compiler looks at many octets at once.
 pub fn has_control(value: &[u8]) -> bool {
     value.iter().fold(false, |found, octet| found | ((*octet < 0x20) & (*octet != b'\t')) | (*octet == 0x7F))

@@ -9,7 +9,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::call::{Call, Field, Framing, Name, Parts, Version};
-use super::octets::{has_control, is_target, is_token};
+use super::octets::{has_control, is_target, is_token, token_length};
 
 /// The most field lines taken.
 pub const MOST_FIELDS: usize = 100;
@@ -92,11 +92,11 @@ fn request_line(line: &[u8]) -> Result<(Range<usize>, Range<usize>, Version), Ba
 
 fn field_line(text: &[u8], start: usize, end: usize) -> Result<Field, BadHead> {
     let line = text.get(start..end).unwrap_or(&[]);
-    let colon = memchr::memchr(b':', line).ok_or("a field line has no colon")?;
-    let name = line.get(..colon).unwrap_or(&[]);
-    if name.is_empty() || !is_token(name) {
-        return Err("a field name is not a token, or white space stands before its colon".into());
+    let colon = token_length(line);
+    if colon == 0 || line.get(colon) != Some(&b':') {
+        return Err("a field line does not begin with a token and its colon".into());
     }
+    let name = line.get(..colon).unwrap_or(&[]);
     let value = line.get(colon.saturating_add(1)..).unwrap_or(&[]);
     if has_control(value) {
         return Err("a field value has a control octet".into());

@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use super::decimal;
+
 /// An IP network, or one address. Written `192.0.2.0/24`, `2001:db8::/32`, or an address alone.
 ///
 /// A network of IPv4-mapped addresses (`::ffff:192.0.2.0/120`) is the IPv4 network. `0.0.0.0/0` has every IPv4
@@ -50,6 +52,14 @@ pub fn any_contains(networks: &[Network], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(address))
 }
 
+/// The network of this one address.
+impl From<IpAddr> for Network {
+    fn from(address: IpAddr) -> Self {
+        let address = address.to_canonical();
+        Self { first: address, prefix: width(address) }
+    }
+}
+
 impl FromStr for Network {
     type Err = InvalidNetwork;
 
@@ -62,7 +72,7 @@ impl FromStr for Network {
         let longest = width(written);
         let prefix = match prefix {
             Some(digits) => {
-                length(digits).filter(|length| *length <= longest).ok_or(InvalidNetwork::Prefix(longest))?
+                decimal::<u8>(digits).filter(|length| *length <= longest).ok_or(InvalidNetwork::Prefix(longest))?
             }
             None => longest,
         };
@@ -86,12 +96,6 @@ const fn width(address: IpAddr) -> u8 {
         IpAddr::V4(_) => 32,
         IpAddr::V6(_) => 128,
     }
-}
-
-/// A prefix length. `parse` alone would take `+8`, and `08` means 8 to some and an octal slip to others.
-fn length(digits: &str) -> Option<u8> {
-    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
-    if is_number { digits.parse().ok() } else { None }
 }
 
 /// The address with every bit behind the prefix at zero.
@@ -139,6 +143,13 @@ mod tests {
             assert_eq!(network.to_string(), shown, "{written}");
             assert!(network.contains(inside.parse().unwrap()), "{written} has {inside}");
             assert!(!network.contains(outside.parse().unwrap()), "{written} has not {outside}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_a_network_of_one() {
+        for text in ["192.0.2.7", "2001:db8::1", "::ffff:192.0.2.7"] {
+            assert_eq!(Network::from(text.parse::<IpAddr>().unwrap()), network(text), "{text}");
         }
     }
 

@@ -259,7 +259,7 @@ mod tests {
             assert_eq!(of("10.0.0.1", &[&line], &[]), "10.0.0.2", "{line}");
         }
         let not_utf8 = [&b"192.0.2.1, \xff"[..]];
-        let found = client_address("10.0.0.1".parse().unwrap(), &trusted(), not_utf8.into_iter(), [].into_iter());
+        let found = client_address("10.0.0.1".parse().unwrap(), &trusted(), not_utf8.into_iter(), std::iter::empty());
         assert_eq!(found.to_string(), "10.0.0.1");
     }
 
@@ -360,14 +360,14 @@ mod tests {
             in_a_line_of_its_own in any::<bool>(),
             through_two in any::<bool>(),
         ) {
-            let quoted = match (client, with_port) {
+            let element = match (client, with_port) {
                 (IpAddr::V4(client), false) => format!("for={client}"),
                 (IpAddr::V4(client), true) => format!("for=\"{client}:4711\""),
                 (IpAddr::V6(client), false) => format!("for=\"[{client}]\""),
                 (IpAddr::V6(client), true) => format!("for=\"[{client}]:4711\""),
             };
             for (seen, second, is_forwarded) in
-                [(client.to_string(), "10.0.0.2", false), (quoted, "for=10.0.0.2;proto=https", true)]
+                [(client.to_string(), "10.0.0.2", false), (element, "for=10.0.0.2;proto=https", true)]
             {
                 let mut lines = vec![lie.clone()];
                 for added in [Some(seen.as_str()), through_two.then_some(second)].into_iter().flatten() {

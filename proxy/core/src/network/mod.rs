@@ -8,3 +8,11 @@ pub mod cidr;
 pub mod client_address;
 pub mod outbound_proxy;
 pub mod proxy_protocol;
+
+use std::str::FromStr;
+
+/// A decimal number. `parse` alone would take `+8`, and `08` is 8 to some and an octal slip to others.
+fn decimal<T: FromStr>(digits: &str) -> Option<T> {
+    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+    if is_plain { digits.parse().ok() } else { None }
+}

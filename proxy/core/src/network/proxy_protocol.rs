@@ -10,6 +10,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::decimal;
+
 /// The longest line of version 1 with its CRLF, in bytes (§2.1).
 pub const MAX_LINE_BYTES: usize = 107;
 /// The longest header of version 2 that is read, in bytes. The specification allows 65,551; what load balancers send,
@@ -113,13 +115,10 @@ fn endpoints_of_line(line: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
             _ => None,
         }
     };
-    Some((endpoint(address(source)?, port(source_port)?), endpoint(address(destination)?, port(destination_port)?)))
-}
-
-/// A decimal port without leading zeros. `parse` alone would take `+80` and `080`.
-fn port(digits: &str) -> Option<u16> {
-    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
-    if is_number { digits.parse().ok() } else { None }
+    Some((
+        endpoint(address(source)?, decimal(source_port)?),
+        endpoint(address(destination)?, decimal(destination_port)?),
+    ))
 }
 
 fn endpoint(address: IpAddr, port: u16) -> SocketAddr {

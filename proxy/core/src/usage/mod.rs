@@ -6,7 +6,8 @@
 //!
 //! How it reads, from the outside in:
 //!
-//! * `inflate`: gzip and deflate are undone in small steps (other codings: usage is unknown).
+//! * `decode`: gzip, deflate, br and zstd are undone in small steps (other codings, and chains of them: usage is
+//!   unknown).
 //! * `events`: a server-sent stream is cut into events. An event that arrives in one piece is read where it lies; only a
 //!   split one is copied. JSON bodies are held (at most [`MAX_HELD_BYTES`]) and read once at the end.
 //! * `tally`: looks at each event with a few substring searches (`scan`) and parses only those that can carry usage, a
@@ -24,10 +25,10 @@
 //! stored object again (`/v1/responses/{id}`, batches): those tokens were counted when they were spent.
 
 mod anthropic;
+mod decode;
 mod estimate;
 mod events;
 mod gemini;
-mod inflate;
 mod number;
 mod openai;
 mod scan;
@@ -35,8 +36,8 @@ mod tally;
 mod walk;
 
 use crate::dialect::Dialect;
+use decode::{Coding, Decoder};
 use events::Events;
-use inflate::{Coding, Decoder};
 use tally::Tally;
 
 /// Most decoded bytes held at once: of a JSON body, or of one event. What is larger leaves usage unknown.
@@ -310,6 +311,7 @@ fn is_json(name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::decode::encode::Encoding;
     use super::*;
 
     const JSON: &[u8] = b"application/json; charset=utf-8";
@@ -335,14 +337,25 @@ mod tests {
         Case { dialect: Dialect::Gemini, endpoint: "/v1beta/models/{model}:streamGenerateContent", ..CHAT };
 
     fn metered(case: &Case, body: &[u8]) -> Metered {
+        finished(case, meter(case, "", [body]))
+    }
+
+    /// A meter that has seen this body in its coding.
+    fn meter<'p>(case: &Case, coding: &str, pieces: impl IntoIterator<Item = &'p [u8]>) -> Meter {
         let answer = Answer {
             dialect: case.dialect,
             status: case.status,
             content_type: case.content_type,
-            content_encoding: b"",
+            content_encoding: coding.as_bytes(),
         };
         let mut meter = Meter::new(&answer, case.endpoint);
-        meter.observe(body);
+        for piece in pieces {
+            meter.observe(piece);
+        }
+        meter
+    }
+
+    fn finished(case: &Case, meter: Meter) -> Metered {
         meter.finish(case.ended, &Asked { endpoint: case.endpoint, model: None, request_bytes: 600 })
     }
 
@@ -520,6 +533,61 @@ mod tests {
                 meter.finish(Ended::Whole, &Asked { endpoint: stream.endpoint, model: None, request_bytes: 600 });
             assert_eq!((metered.usage.source(), metered.chunks), (Source::Unknown, 2), "in pieces of {piece}");
         }
+    }
+
+    #[test]
+    fn a_coding_changes_nothing_but_what_is_half_sent() {
+        let events = [
+            "data: {\"type\":\"message_start\",\"message\":{\"model\":\"claude-x\",\"usage\":{\"input_tokens\":17,\"output_tokens\":2}}}\n\n",
+            "data: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\"0123456789012345678901234567890123456789ab\"}}\n\n",
+            "data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":11}}\n\n",
+        ]
+        .map(str::as_bytes);
+        let whole = Case { content_type: SSE, ..MESSAGES };
+        let cut = Case { ended: Ended::Cut, ..whole };
+        for encoding in Encoding::ALL {
+            let wire = encoding.flushed(&events);
+            let bytes = wire.concat();
+            let metered = finished(&whole, meter(&whole, encoding.field(), bytes.chunks(5)));
+            assert_eq!(reported(metered.usage.input_tokens), Some(17), "{encoding:?}");
+            assert_eq!(reported(metered.usage.output_tokens), Some(11), "{encoding:?}");
+            assert_eq!(metered.chunks, 3, "{encoding:?}");
+
+            // The last event is lost with all but its first byte.
+            let seen = meter(&cut, encoding.field(), [&wire[0][..], &wire[1], &wire[2][..1]]);
+            assert!(!seen.at_event_boundary(), "{encoding:?}: nothing of ours fits into a coding");
+            let usage = finished(&cut, seen).usage;
+            assert_eq!(reported(usage.input_tokens), Some(17), "{encoding:?}");
+            assert_eq!(estimated(usage.output_tokens), Some(10), "{encoding:?}");
+
+            // Numbers from before the break are as doubtful as those behind it.
+            let broken = meter(&cut, encoding.field(), [&wire[0][..], &wire[1], &[0xff; 64]]);
+            assert!(broken.decoder.is_none(), "{encoding:?}: there is nothing left to decode");
+            assert_eq!(finished(&cut, broken).usage.source(), Source::Unknown, "{encoding:?}");
+        }
+    }
+
+    #[test]
+    fn what_decodes_to_more_than_is_held_leaves_usage_unknown_and_holds_nothing() {
+        let filler = "x".repeat(MAX_HELD_BYTES);
+        let body = format!("{{\"filler\":\"{filler}\",\"choices\":[],\"usage\":{{\"prompt_tokens\":1}}}}");
+        for encoding in [Encoding::Gzip, Encoding::Zlib, Encoding::brotli(1), Encoding::zstd(1)] {
+            let wire = encoding.encoded(body.as_bytes());
+            let meter = meter(&CHAT, encoding.field(), wire.chunks(65_536));
+            assert!(meter.decoder.is_none() && matches!(meter.framing, Framing::Opaque), "{encoding:?}");
+            assert_eq!(finished(&CHAT, meter).usage.source(), Source::Unknown, "{encoding:?}");
+        }
+    }
+
+    #[test]
+    fn only_encoded_answers_have_a_decoder() {
+        for (coding, is_decoded) in
+            [("", false), ("identity", false), ("gzip, br", false), ("GZIP", true), ("br", true)]
+        {
+            assert_eq!(meter(&CHAT, coding, []).decoder.is_some(), is_decoded, "{coding}");
+        }
+        let error = Case { status: 429, ..CHAT };
+        assert!(meter(&error, "zstd", []).decoder.is_none(), "an error tells no usage");
     }
 
     #[test]

@@ -382,7 +382,7 @@ pub fn close_frame(code: u16, reason: &str, key: Option<[u8; 4]>) -> Vec<u8> {
     let longest = reason.len().min(MAX_REASON_BYTES);
     let reason = (0..=longest).rev().find_map(|end| reason.get(..end)).unwrap_or("");
     let length = u8::try_from(reason.len().saturating_add(2)).unwrap_or(0x7D);
-    let mut frame = Vec::with_capacity(131);
+    let mut frame: Vec<u8> = Vec::with_capacity(131);
     frame.extend([FINAL | CLOSE, if key.is_some() { MASKED | length } else { length }]);
     frame.extend(key.into_iter().flatten());
     let begin = frame.len();

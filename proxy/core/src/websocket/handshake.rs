@@ -122,7 +122,7 @@ impl<'a> Upgrade<'a> {
 
     /// The tokens among the offered subprotocols, as they stand there.
     pub fn tokens(&self) -> impl Iterator<Item = &'a str> {
-        self.protocols.iter().filter_map(|item| credential(item))
+        self.protocols.iter().copied().filter_map(credential)
     }
 
     /// The offered subprotocols that are no credential: what an answer may choose from.
@@ -171,7 +171,7 @@ impl<'a> Upgrade<'a> {
         fields: impl IntoIterator<Item = (&'f [u8], &'f [u8])>,
     ) -> Result<Option<&'a str>, BadSwitch> {
         let fields = Fields(fields.into_iter().collect());
-        if !fields.only("upgrade").is_some_and(|value| value.eq_ignore_ascii_case(b"websocket")) {
+        if fields.only("upgrade").is_none_or(|value| !value.eq_ignore_ascii_case(b"websocket")) {
             return Err(BadSwitch("Upgrade is not websocket"));
         }
         if !fields.lists("connection", "upgrade") {
@@ -187,14 +187,13 @@ impl<'a> Upgrade<'a> {
             return Ok(None);
         }
         let chosen = fields.only("sec-websocket-protocol").and_then(|chosen| str::from_utf8(chosen).ok());
-        match chosen {
-            Some(chosen) if credential(chosen).is_some() && self.tokens().next().is_some() => {
-                Ok(self.choices().find(|item| *item == REALTIME))
+        let for_client = chosen.and_then(|chosen| {
+            if credential(chosen).is_some() && self.tokens().next().is_some() {
+                return Some(self.choices().find(|item| *item == REALTIME));
             }
-            Some(chosen) => self.choices().find(|item| *item == chosen).map(Some),
-            None => None,
-        }
-        .ok_or(BadSwitch("Sec-WebSocket-Protocol is none of those offered"))
+            self.choices().find(|item| *item == chosen).map(Some)
+        });
+        for_client.ok_or(BadSwitch("Sec-WebSocket-Protocol is none of those offered"))
     }
 }
 
@@ -268,9 +267,9 @@ mod tests {
 
     /// The fields of `asked`, with some values put in the place of others, or behind them if they are new.
     fn with<'a>(mut fields: Lines<'a>, changes: &[(&'a str, &'a str)]) -> Lines<'a> {
-        for (name, value) in changes {
-            match fields.iter_mut().find(|(found, _)| found == name) {
-                Some(line) => line.1 = value,
+        for &(name, value) in changes {
+            match fields.iter().position(|(found, _)| *found == name) {
+                Some(place) => fields[place].1 = value,
                 None => fields.push((name, value)),
             }
         }
@@ -282,13 +281,8 @@ mod tests {
     }
 
     fn offering(protocols: &str) -> Upgrade<'_> {
-        let fields = [("sec-websocket-protocol", protocols)];
-        let mut upgrade = Upgrade { key: NONCE, protocols: Vec::new() };
-        upgrade.protocols.extend(
-            Fields(lines(&fields).collect()).elements("sec-websocket-protocol").map(|it| str::from_utf8(it).unwrap()),
-        );
-        upgrade.protocols.retain(|item| !item.is_empty());
-        upgrade
+        let protocols = protocols.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
+        Upgrade { key: NONCE, protocols }
     }
 
     #[test]
@@ -348,7 +342,7 @@ mod tests {
             (vec![("Sec-WebSocket-Protocol", "a b")], malformed),
             (vec![("Sec-WebSocket-Protocol", "a/b")], malformed),
             (vec![("Sec-WebSocket-Protocol", "schlüssel")], malformed),
-            (vec![("Sec-WebSocket-Protocol", &many)], malformed),
+            (vec![("Sec-WebSocket-Protocol", many.as_str())], malformed),
         ] {
             let fields = with(asked(), &changes);
             let outcome = judged(&fields).map(|upgrade| upgrade.is_some()).map_err(|bad| match bad {
@@ -396,14 +390,7 @@ mod tests {
             ("openai-insecure-api-key.a", Dialect::Gemini, &key, vec!["a"], None, false),
             ("realtime, openai-insecure-api-key.a", Dialect::OpenAi, &odd, vec!["a"], Some("realtime"), false),
             ("openai-insecure-api-key.", Dialect::Azure, &key, vec![""], None, false),
-            (
-                "openai-insecure-api-key.a, openai-insecure-api-key.b",
-                Dialect::Azure,
-                &key,
-                vec!["a", "b"],
-                None,
-                false,
-            ),
+            ("openai-insecure-api-key.a, openai-insecure-api-key.b", Dialect::Azure, &key, vec!["a", "b"], None, false),
             ("openai-insecure-api-key", Dialect::OpenAi, &key, vec![], Some("openai-insecure-api-key"), false),
         ] {
             let upgrade = offering(protocols);
@@ -418,8 +405,9 @@ mod tests {
     #[test]
     fn only_the_answer_that_was_asked_for_opens_the_socket() {
         let browser = "realtime, openai-insecure-api-key.sk-lp-1";
-        let answer =
-            || vec![("Upgrade", "WebSocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", ACCEPT), ("date", "")];
+        let answer = || {
+            vec![("Upgrade", "WebSocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", ACCEPT), ("date", "")]
+        };
         let protocol = |value| vec![("sec-websocket-protocol", value)];
         for (offered, changes, expected) in [
             ("", vec![], Some(None)),
@@ -474,7 +462,7 @@ mod tests {
                 ("upgrade", "websocket"),
                 ("connection", "upgrade"),
                 ("sec-websocket-accept", ACCEPT),
-                ("sec-websocket-protocol", &chosen),
+                ("sec-websocket-protocol", chosen.as_str()),
             ];
             if let Ok(Some(protocol)) = upgrade.check_answer(lines(&fields)) {
                 prop_assert!(credential(protocol).is_none());

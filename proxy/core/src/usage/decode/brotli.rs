@@ -4,6 +4,8 @@
 //! allow themselves. Refused are windows beyond 8 MiB, when it comes to that, and "large window" streams at once: these
 //! are no RFC 7932 and could ask for 1 GiB.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use brotli_decompressor::{Allocator, BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
 
 use super::{Lost, Step};
@@ -30,17 +32,20 @@ impl Brotli {
         }
         let (mut used, mut made, mut made_in_all) = (0, 0, 0);
         let (mut input_left, mut output_left) = (input.len(), output.len());
-        let result = BrotliDecompressStream(
-            &mut input_left,
-            &mut used,
-            input,
-            &mut output_left,
-            &mut made,
-            output,
-            &mut made_in_all,
-            &mut self.state,
-        );
-        match result {
+        let decoding = || {
+            BrotliDecompressStream(
+                &mut input_left,
+                &mut used,
+                input,
+                &mut output_left,
+                &mut made,
+                output,
+                &mut made_in_all,
+                &mut self.state,
+            )
+        };
+        // The decoder has been known to panic on malformed bytes. Metering must not take the answer down with it.
+        match catch_unwind(AssertUnwindSafe(decoding)).map_err(|_| Lost)? {
             BrotliResult::ResultFailure => return Err(Lost),
             BrotliResult::ResultSuccess => self.has_ended = true,
             BrotliResult::NeedsMoreInput | BrotliResult::NeedsMoreOutput => {}
@@ -58,7 +63,11 @@ impl Allocator<u8> for Window {
 
     fn alloc_cell(&mut self, bytes: usize) -> Self::AllocatedMemory {
         // The decoder fails when it gets nothing, as it does without memory.
-        if bytes > MAX_CELL_BYTES { Self::AllocatedMemory::default() } else { Allocator::<u8>::alloc_cell(&mut self.0, bytes) }
+        if bytes > MAX_CELL_BYTES {
+            Self::AllocatedMemory::default()
+        } else {
+            Allocator::<u8>::alloc_cell(&mut self.0, bytes)
+        }
     }
 
     fn free_cell(&mut self, _: Self::AllocatedMemory) {}

@@ -1,7 +1,7 @@
 //! Undoes zstd (RFC 8878), as it comes over HTTP: windows have at most 8 MiB (RFC 9659).
 //!
 //! The library decodes frames; what may stand behind one is decided here: another frame, skippable ones among them, or
-//! bytes that are none, which are not ours to read. It also knows the formats of before 2016, whose windows it does not
+//! bytes that are none, which are not ours to read. It also knows formats older than its 1.0, whose windows it does not
 //! limit. They are refused by the first byte of their frames.
 
 use ::zstd::stream::raw::{DParameter, Decoder, Operation};
