@@ -10,6 +10,7 @@ use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 
+use crate::downstream::Downstream;
 use crate::http1::{Received, Wire, read_head};
 use crate::plane::Plane;
 use crate::plane::credentials::Remembered;
@@ -41,7 +42,7 @@ impl Edge {
 #[async_trait]
 impl ServerApp for Edge {
     async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
-        let mut wire = Wire::new(stream);
+        let mut wire = Wire::new(Downstream::from(stream));
         let mut remembered = Remembered::default();
         loop {
             let received = tokio::select! {

@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod data_dir;
 pub mod demo;
+pub mod downstream;
 pub mod edge;
 pub mod followers;
 pub mod http1;

@@ -70,6 +70,15 @@ impl Recorder {
         of_key.into_iter().map(|(_, message)| message).collect()
     }
 
+    /// Method and target of the requests that nobody has taken: they came with a key that is nobody's.
+    ///
+    /// # Panics
+    /// When a connection's task has panicked.
+    pub fn untaken(&self) -> Vec<String> {
+        let books = self.books.lock().unwrap();
+        books.requests.iter().map(|(_, message)| message.line().escape_ascii().to_string()).collect()
+    }
+
     /// What must not be: streams on which readers disagree, and requests without one credential. In words, oldest first.
     ///
     /// # Panics
@@ -109,7 +118,7 @@ async fn serve(mut stream: TcpStream, books: Arc<Mutex<Books>>) {
                     }
                 }
                 Err(why) => {
-                    let rest = &rest[..rest.len().min(1000)];
+                    let rest = &rest[..rest.len().min(2000)];
                     books.lock().unwrap().faults.push(format!("{why}: {}", rest.escape_ascii()));
                     return;
                 }

@@ -37,7 +37,7 @@ impl Api {
         path.len() > 1
             && match self.dialect {
                 Dialect::OpenAi | Dialect::Anthropic => first == "v1",
-                Dialect::Gemini => matches!(first, "v1" | "v1beta" | "upload"),
+                Dialect::Gemini => matches!(first, "v1" | "v1beta" | "upload" | "ws"),
                 Dialect::Azure => first == "openai",
             }
     }
@@ -100,6 +100,8 @@ pub enum ModelPlace {
     Path,
     /// In a multipart field.
     Form,
+    /// In the query or the messages of a WebSocket; an ordinary request to it shows none.
+    Socket,
     /// It takes models but shows none (batches, fine-tuning).
     Hidden,
     /// It takes no model.
@@ -132,7 +134,7 @@ const OPENAI: &[Endpoint] = &[
     row("/v1/audio/translations", ModelPlace::Form),
     row("/v1/realtime/client_secrets", ModelPlace::Hidden),
     row("/v1/realtime/calls", ModelPlace::Hidden),
-    row("/v1/realtime", ModelPlace::Hidden),
+    row("/v1/realtime", ModelPlace::Socket),
     row("/v1/models", ModelPlace::None),
     row("/v1/models/{model}", ModelPlace::None),
     row("/v1/files", ModelPlace::None),
@@ -181,7 +183,7 @@ const AZURE: &[Endpoint] = &[
     row("/openai/models/{model}", ModelPlace::None),
     row("/openai/files", ModelPlace::None),
     row("/openai/files/{..}", ModelPlace::None),
-    row("/openai/realtime", ModelPlace::Hidden),
+    row("/openai/realtime", ModelPlace::Socket),
 ];
 
 /// Gemini's verbs on a model: the verb, its template under `/v1/` and under `/v1beta/`.
@@ -207,6 +209,13 @@ const GEMINI: &[Endpoint] = &[
     row("/v1beta/files", ModelPlace::None),
     row("/v1beta/files/{id}", ModelPlace::None),
     row("/upload/v1beta/files", ModelPlace::None),
+    row("/ws/google.ai.generativelanguage.v1alpha.GenerativeService.BidiGenerateContent", ModelPlace::Socket),
+    row(
+        "/ws/google.ai.generativelanguage.v1alpha.GenerativeService.BidiGenerateContentConstrained",
+        ModelPlace::Socket,
+    ),
+    row("/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent", ModelPlace::Socket),
+    row("/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContentConstrained", ModelPlace::Socket),
 ];
 
 const fn row(template: &'static str, model: ModelPlace) -> Endpoint {
@@ -304,7 +313,8 @@ fn bare_dialect(path: &str, target: &Target<'_>, hints: Hints) -> Dialect {
     let verb = hints.is_post
         && (last.contains(':') || last.contains("%3A") || last.contains("%3a"))
         && (path.contains("/models/") || path.contains("/tunedModels/"));
-    if hints.has_goog_api_key || below("/v1beta") || verb || target.query_values("key").next().is_some() {
+    let is_live = path.starts_with("/ws/google.ai.generativelanguage.");
+    if hints.has_goog_api_key || below("/v1beta") || is_live || verb || target.query_values("key").next().is_some() {
         Dialect::Gemini
     } else if hints.has_anthropic_version || below("/v1/messages") {
         Dialect::Anthropic

@@ -4,12 +4,13 @@ use std::cell::RefCell;
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use llm_proxy_core::http1::call::{Call, Version};
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use super::{Fault, Incoming, READ, Wire};
+use crate::downstream::Downstream;
 
 /// The most that is read of what a client sends behind its request, in bytes: it may wait for its turn.
 const MOST_AHEAD: usize = 16 * 1024;
@@ -33,19 +34,21 @@ pub enum Outgoing {
 
 /// One exchange on one connection of a client.
 pub struct Client {
-    wire: Wire,
+    wire: Wire<Downstream>,
     incoming: Incoming,
     /// The client has been told `connection: close`, or will be, or has asked for it.
     closes: bool,
     is_1_0: bool,
     waits_for_continue: bool,
+    /// The request is HEAD: whatever the answer, it has no body (RFC 9110 §9.3.2).
+    to_head: bool,
     /// Set with the head of the final answer.
     answer: Option<Outgoing>,
 }
 
 impl Client {
     /// Takes the connection on which this head was read.
-    pub fn new(wire: Wire, call: &Call) -> Self {
+    pub fn new(wire: Wire<Downstream>, call: &Call) -> Self {
         let is_1_0 = call.version == Version::Http10;
         Self {
             wire,
@@ -53,6 +56,7 @@ impl Client {
             closes: call.wants_close || (is_1_0 && !call.wants_keep_alive),
             is_1_0,
             waits_for_continue: call.expects_continue,
+            to_head: call.method() == "HEAD",
             answer: None,
         }
     }
@@ -119,6 +123,11 @@ impl Client {
     /// Puts the head of the final answer; the body, or [`Self::flush`], sends it. Framing, `connection` and, where the
     /// fields have none, `date` are written here.
     pub fn put_head<'a>(&mut self, status: u16, fields: impl Iterator<Item = (&'a [u8], &'a [u8])>, framing: Outgoing) {
+        let framing = match framing {
+            Outgoing::Length(length) if self.to_head => Outgoing::NoBody(Some(length)),
+            Outgoing::Chunked | Outgoing::UntilClose if self.to_head => Outgoing::NoBody(None),
+            framing => framing,
+        };
         if framing == Outgoing::UntilClose {
             self.closes = true;
         }
@@ -149,17 +158,39 @@ impl Client {
         self.answer = Some(framing);
     }
 
+    /// Switches to WebSocket: the head of a 101 (RFC 6455 §4.2.2). [`Self::flush`] sends it, and HTTP is over.
+    pub fn put_switch<'a>(&mut self, fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
+        let output = &mut self.wire.output;
+        put_status(output, 101);
+        put_field(output, b"connection", b"Upgrade");
+        put_field(output, b"upgrade", b"websocket");
+        for (name, value) in fields {
+            put_field(output, name, value);
+        }
+        output.extend_from_slice(b"\r\n");
+        self.answer = Some(Outgoing::NoBody(None));
+        self.closes = true;
+    }
+
+    /// After the switch: what the client has sent behind its request, and the connection.
+    pub fn tunnel(&mut self) -> (BytesMut, &mut Downstream) {
+        (self.wire.input.split(), &mut self.wire.stream)
+    }
+
     /// The framing of the final answer, once its head has been put.
     pub fn answer(&self) -> Option<Outgoing> {
         self.answer
     }
 
-    /// Writes a piece of the answer's body. Small pieces wait for [`Self::flush`]. Not cancel safe.
+    /// Writes a piece of the answer's body, if it may have one. Small pieces wait for [`Self::flush`]. Not cancel safe.
     ///
     /// # Errors
     /// When the connection fails.
     pub async fn write_body(&mut self, piece: &[u8]) -> io::Result<()> {
-        self.wire.write_piece(self.answer == Some(Outgoing::Chunked), piece).await
+        match self.answer {
+            Some(Outgoing::NoBody(_)) => Ok(()),
+            framing => self.wire.write_piece(framing == Some(Outgoing::Chunked), piece).await,
+        }
     }
 
     /// Sends what waits. Not cancel safe.
@@ -206,7 +237,7 @@ impl Client {
     }
 
     /// After a whole answer: the connection for the next request, or a close that does not reset the answer away.
-    pub async fn conclude(mut self) -> Option<Wire> {
+    pub async fn conclude(mut self) -> Option<Wire<Downstream>> {
         if !self.body_is_over() {
             self.drain().await;
         }
@@ -271,13 +302,15 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     use super::*;
+    use pingora_core::protocols::Stream;
+
     use crate::http1::{Received, read_head};
 
     /// A client that has sent this, and our side of its connection with the first head read.
     async fn connected(sent: &[u8]) -> (Client, DuplexStream) {
         let (ours, mut theirs) = tokio::io::duplex(1 << 20);
         theirs.write_all(sent).await.unwrap();
-        let mut wire = Wire::new(Box::new(ours));
+        let mut wire = Wire::new(Downstream::from(Box::new(ours) as Stream));
         let Received::Head(head) = read_head(&mut wire, Duration::from_secs(1), Duration::from_secs(1)).await else {
             panic!("no head")
         };
@@ -299,10 +332,13 @@ mod tests {
         let head_1_0 = "GET / HTTP/1.0\r\n\r\n";
         let kept_1_0 = "GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n";
         let head_1_1 = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        let to_head = "HEAD / HTTP/1.1\r\nhost: a\r\n\r\n";
         let closed = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
         for (request, framing, expected, lives) in [
             (head_1_1, Outgoing::Length(2), "content-length: 2\r\n\r\nhi", true),
             (head_1_1, Outgoing::Chunked, "transfer-encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\n\r\n", true),
+            (to_head, Outgoing::Length(2), "content-length: 2\r\n\r\n", true),
+            (to_head, Outgoing::Chunked, "\r\n", true),
             (closed, Outgoing::Length(2), "content-length: 2\r\nconnection: close\r\n\r\nhi", false),
             (head_1_0, Outgoing::UntilClose, "connection: close\r\n\r\nhi", false),
             (head_1_0, Outgoing::Length(2), "content-length: 2\r\nconnection: close\r\n\r\nhi", false),

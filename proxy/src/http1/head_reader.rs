@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Wire;
@@ -34,7 +34,10 @@ pub enum Received {
 /// Reads the next head. `idle` bounds the wait for its first byte, `deadline` the rest from then on.
 ///
 /// Cancel safe.
-pub async fn read_head(wire: &mut Wire, idle: Duration, deadline: Duration) -> Received {
+pub async fn read_head<S>(wire: &mut Wire<S>, idle: Duration, deadline: Duration) -> Received
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     if wire.input.is_empty() {
         wire.input.reserve(FIRST_READ);
         match timeout(idle, wire.stream.read_buf(&mut wire.input)).await {
@@ -117,7 +120,7 @@ mod tests {
             }
             tokio::time::sleep(Duration::from_secs(3600)).await;
         });
-        read_head(&mut Wire::new(Box::new(server)), Duration::from_secs(60), Duration::from_secs(10)).await
+        read_head(&mut Wire::new(server), Duration::from_secs(60), Duration::from_secs(10)).await
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,8 +16,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use llm_proxy_core::http1::answer_head::{BadAnswer, BodyFraming};
 use llm_proxy_core::http1::call::Framing;
 use llm_proxy_core::http1::chunks::{ChunkRules, Run};
-use pingora_core::protocols::Stream;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 pub use self::client::{Client, Outgoing, put_date, put_field, put_status};
@@ -55,8 +54,8 @@ impl From<BadAnswer> for Fault {
 }
 
 /// A connection with what was read and not yet taken, and what was written and not yet sent.
-pub struct Wire {
-    stream: Stream,
+pub struct Wire<S> {
+    stream: S,
     input: BytesMut,
     output: Vec<u8>,
 }
@@ -90,9 +89,9 @@ impl From<BodyFraming> for Incoming {
     }
 }
 
-impl Wire {
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Takes a connection on which nothing is under way.
-    pub fn new(stream: Stream) -> Self {
+    pub fn new(stream: S) -> Self {
         Self { stream, input: BytesMut::new(), output: Vec::new() }
     }
 
@@ -249,7 +248,7 @@ mod tests {
     #[tokio::test]
     async fn pieces_arrive_in_order_however_large_and_an_empty_one_is_none() {
         let (ours, mut theirs) = tokio::io::duplex(1 << 20);
-        let mut wire = Wire::new(Box::new(ours));
+        let mut wire = Wire::new(ours);
         for size in [3usize, 0, 20_000, 5, 40_000] {
             wire.write_piece(true, &vec![b'x'; size]).await.unwrap();
         }

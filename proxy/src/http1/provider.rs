@@ -2,8 +2,8 @@
 
 use std::io;
 
-use bytes::Bytes;
-use llm_proxy_core::http1::answer_head::{self, AnswerHead};
+use bytes::{Bytes, BytesMut};
+use llm_proxy_core::http1::answer_head::{self, AnswerHead, Asked};
 use llm_proxy_core::http1::call::Framing;
 use pingora_core::protocols::Stream;
 
@@ -14,24 +14,33 @@ const LARGEST_HEAD: usize = 64 * 1024;
 
 /// One exchange on one connection to a provider.
 pub struct Provider {
-    wire: Wire,
+    wire: Wire<Stream>,
     framing: Framing,
-    to_head: bool,
+    asked: Asked,
     answer: Option<AnswerHead>,
+    /// Nothing in the heads so far forbids another exchange.
+    persists: bool,
     incoming: Incoming,
 }
 
 impl Provider {
     /// Takes a connection on which nothing is under way.
     pub fn new(stream: Stream) -> Self {
-        Self { wire: Wire::new(stream), framing: Framing::None, to_head: false, answer: None, incoming: Incoming::Done }
+        Self {
+            wire: Wire::new(stream),
+            framing: Framing::None,
+            asked: Asked::Ordinary,
+            answer: None,
+            persists: true,
+            incoming: Incoming::Done,
+        }
     }
 
     /// Puts the request's head together with what follows; [`Self::flush`] sends it.
-    pub fn put_head(&mut self, head: Vec<u8>, framing: Framing, to_head: bool) {
+    pub fn put_head(&mut self, head: Vec<u8>, framing: Framing, asked: Asked) {
         self.wire.output = head;
         self.framing = framing;
-        self.to_head = to_head;
+        self.asked = asked;
     }
 
     /// Whether something waits for [`Self::flush`].
@@ -70,9 +79,13 @@ impl Provider {
         let mut looked = 0usize;
         loop {
             if let Some(end) = answer_head::end(&self.wire.input, &mut looked)? {
+                if end > LARGEST_HEAD {
+                    return Err(Fault::Invalid("its head is larger than 64 KiB"));
+                }
                 let raw = self.wire.input.split_to(end).freeze();
-                let answer = AnswerHead::parse(raw, self.to_head)?;
+                let answer = AnswerHead::parse(raw, self.asked)?;
                 self.incoming = answer.framing().into();
+                self.persists &= answer.persists();
                 self.answer = Some(answer);
                 return Ok(());
             }
@@ -83,6 +96,11 @@ impl Provider {
                 return Err(if self.wire.input.is_empty() { Fault::Closed } else { Fault::Cut });
             }
         }
+    }
+
+    /// Whether anything of an answer has come. What the provider has begun must not be asked again.
+    pub fn has_begun(&self) -> bool {
+        self.answer.is_some() || !self.wire.input.is_empty()
     }
 
     /// The head read last.
@@ -98,11 +116,15 @@ impl Provider {
         self.wire.read_piece(&mut self.incoming).await
     }
 
+    /// After a 101: what the provider sent behind it, and the connection.
+    pub fn tunnel(&mut self) -> (BytesMut, &mut Stream) {
+        (self.wire.input.split(), &mut self.wire.stream)
+    }
+
     /// The connection, when everything on it was regular and it may carry another exchange.
     pub fn into_reusable(self) -> Option<Stream> {
-        let persists = self.answer.as_ref().is_some_and(AnswerHead::persists);
-        let clean = matches!(self.incoming, Incoming::Done) && self.wire.is_clean();
-        (persists && clean).then_some(self.wire.stream)
+        let clean = self.answer.is_some() && matches!(self.incoming, Incoming::Done) && self.wire.is_clean();
+        (self.persists && clean).then_some(self.wire.stream)
     }
 }
 
@@ -121,7 +143,8 @@ mod tests {
     /// What an answer in these pieces, then the end of the connection, reads as.
     async fn read(pieces: &[&[u8]], to_head: bool) -> (Result<(u16, Vec<u8>), Fault>, bool) {
         let (mut http, mut provider) = connection();
-        http.put_head(Vec::new(), Framing::None, to_head);
+        let asked = if to_head { Asked::Head } else { Asked::Ordinary };
+        http.put_head(Vec::new(), Framing::None, asked);
         let pieces: Vec<Vec<u8>> = pieces.iter().map(|piece| piece.to_vec()).collect();
         let writing = tokio::spawn(async move {
             for piece in pieces {
@@ -192,7 +215,11 @@ mod tests {
     #[tokio::test]
     async fn small_requests_leave_in_one_piece_and_large_ones_whole() {
         let (mut http, mut provider) = connection();
-        http.put_head(Vec::from("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"), Framing::Chunked, false);
+        http.put_head(
+            Vec::from("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"),
+            Framing::Chunked,
+            Asked::Ordinary,
+        );
         http.write_body(b"hello").await.unwrap();
         http.write_body(&[b'x'; 20_000]).await.unwrap();
         http.end_body();

@@ -8,6 +8,7 @@ use llm_proxy_core::http1::call::{Call, Name};
 use llm_proxy_core::secret::Secret;
 use llm_proxy_core::target::{Target, decode};
 use llm_proxy_core::token::{Pepper, ProxyToken, TokenDigest};
+use llm_proxy_core::websocket::handshake::Upgrade;
 
 use super::tokens::ProviderKey;
 
@@ -19,6 +20,7 @@ pub struct Forms {
     api_key: bool,
     x_goog_api_key: bool,
     query: bool,
+    subprotocol: bool,
 }
 
 /// No credential, two of one form, two different ones, or none that is a token: one answer for all.
@@ -29,7 +31,12 @@ pub struct NoToken;
 ///
 /// # Errors
 /// [`NoToken`].
-pub fn find<'a>(call: &'a Call, target: &Target<'a>, dialect: Dialect) -> Result<(Cow<'a, str>, Forms), NoToken> {
+pub fn find<'a>(
+    call: &'a Call,
+    target: &Target<'a>,
+    dialect: Dialect,
+    upgrade: Option<&Upgrade<'a>>,
+) -> Result<(Cow<'a, str>, Forms), NoToken> {
     let mut forms = Forms::default();
     let mut token: Option<Cow<'a, str>> = None;
     let mut take = |form: &mut bool, text: Cow<'a, str>| -> Result<(), NoToken> {
@@ -59,6 +66,9 @@ pub fn find<'a>(call: &'a Call, target: &Target<'a>, dialect: Dialect) -> Result
                 if *name == "Authorization" { Cow::Owned(bearer(&text).ok_or(NoToken)?.to_owned()) } else { text };
             take(&mut forms.query, text)?;
         }
+    }
+    for text in upgrade.into_iter().flat_map(Upgrade::tokens) {
+        take(&mut forms.subprotocol, Cow::Borrowed(text))?;
     }
     Ok((token.ok_or(NoToken)?, forms))
 }

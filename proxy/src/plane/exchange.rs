@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use llm_proxy_core::answer::Refusal;
+use llm_proxy_core::http1::answer_head::AnswerHead;
 use llm_proxy_core::http1::call::{Call, Name};
 use llm_proxy_core::routing::{Hints, Route};
 use llm_proxy_core::target::Target;
 use llm_proxy_core::token::TokenDigest;
+use llm_proxy_core::websocket::handshake::{self, BadUpgrade, Upgrade};
 use tokio::time::Instant;
 
 use super::clocks::{after, earlier};
@@ -27,6 +29,7 @@ use super::stop::{Broken, Stop, end};
 use super::tokens::{Known, Unavailable};
 use super::upload::{Upload, read_whole};
 use super::upstream::Upstream;
+use super::websocket::{self, Rules};
 use super::{Gateway, cors, reply};
 use crate::http1::Client;
 
@@ -101,7 +104,10 @@ async fn carry(
         return preflight(gateway, client, call, exchange).await;
     }
 
-    let (token, forms) = credentials::find(call, &target, exchange.dialect).map_err(|_| Refusal::InvalidApiKey)?;
+    let upgrade = asked_upgrade(call);
+    let asked = upgrade.as_ref().ok().and_then(Option::as_ref);
+    let (token, forms) =
+        credentials::find(call, &target, exchange.dialect, asked).map_err(|_| Refusal::InvalidApiKey)?;
     let digest = remembered.digest(&gateway.pepper, &token).map_err(|_| Refusal::InvalidApiKey)?;
     let known = authenticate(gateway, &digest).await?;
     exchange.known = Some(Arc::clone(&known));
@@ -119,7 +125,14 @@ async fn carry(
     if call.content_length().is_some_and(|length| length > upstream.max_request_bytes) {
         return Err(Refusal::TooLarge(upstream.max_request_bytes).into());
     }
-    let rule = judge::body_rule(call, api, &known, &route)?;
+    let upgrade = upgrade.map_err(|bad| Refusal::InvalidRequest(bad.to_string().into()))?;
+    let rule = match &upgrade {
+        Some(_) => {
+            exchange.model_requested = judge::socket(&target, api, &known, &route)?;
+            BodyRule::Pass
+        }
+        None => judge::body_rule(call, api, &known, &route)?,
+    };
     if call.expects_continue && rule != BodyRule::Pass {
         invite_body(client).await?;
     }
@@ -144,6 +157,7 @@ async fn carry(
         invite_body(client).await?;
     }
 
+    let switch = upgrade.as_ref().map(|upgrade| (upgrade.key(), upgrade.offer(exchange.dialect, &key.secret())));
     let placement = forms.placement(exchange.dialect);
     let outgoing_target = outgoing_target(&route, forms.query(&target, exchange.dialect));
     let to = Destination {
@@ -152,9 +166,14 @@ async fn carry(
         placement: &placement,
         key,
         framing: upload.framing,
+        switch: switch.as_ref().map(|(key, offer)| (*key, offer)),
     };
     let mut provider = send(turn, client, exchange, &mut upload, &to, permit).await?;
 
+    if let Some(upgrade) = upgrade.as_ref().filter(|_| provider.http.answer().is_some_and(AnswerHead::is_switch)) {
+        let rules = Rules { upgrade, known: &known, api };
+        return websocket::carry(turn, client, exchange, &mut provider, &rules).await;
+    }
     let cors_fields: Vec<_> = origin.map(cors::fields).into_iter().flatten().collect();
     relay(turn, client, exchange, &mut upload, &mut provider, &cors_fields).await?;
 
@@ -174,6 +193,15 @@ fn hints(call: &Call) -> Hints {
         }
     }
     hints
+}
+
+/// The WebSocket that the request asks for, if it does.
+fn asked_upgrade(call: &Call) -> Result<Option<Upgrade<'_>>, BadUpgrade> {
+    if call.value_of(Name::Upgrade).is_none() {
+        return Ok(None);
+    }
+    let fields = call.fields().iter().map(|field| (call.name(field), call.value(field)));
+    handshake::judge(call.method(), call.version, call.framing, fields)
 }
 
 async fn authenticate(gateway: &Gateway, digest: &TokenDigest) -> Result<Arc<Known>, Refusal> {

@@ -9,6 +9,7 @@ use http::HeaderValue;
 use llm_proxy_core::dialect::Dialect;
 use llm_proxy_core::http1::answer_head::{AnswerHead, AnswerName, BodyFraming};
 use llm_proxy_core::http1::call::{Call, Framing, Name, Version};
+use llm_proxy_core::websocket::handshake::{self, Offer};
 
 use super::credentials::Placement;
 use super::tokens::ProviderKey;
@@ -26,6 +27,8 @@ pub struct Destination<'a> {
     pub key: &'a ProviderKey,
     /// The body's framing towards the provider.
     pub framing: Framing,
+    /// The WebSocket that is asked for: its key, and what subprotocols are offered.
+    pub switch: Option<(&'a str, &'a Offer)>,
 }
 
 /// Builds the request head for the provider, as it goes over the wire.
@@ -46,8 +49,18 @@ pub fn request_head(call: &Call, to: &Destination<'_>) -> Vec<u8> {
             put_field(&mut head, name, call.value(field));
         }
     }
-    let (name, value) = to.placement.field(to.key);
-    put_field(&mut head, name.as_bytes(), value.as_bytes());
+    if !to.switch.is_some_and(|(_, offer)| offer.carries_key) {
+        let (name, value) = to.placement.field(to.key);
+        put_field(&mut head, name.as_bytes(), value.as_bytes());
+    }
+    if let Some((key, offer)) = to.switch {
+        head.extend_from_slice(b"connection: Upgrade\r\nupgrade: websocket\r\n");
+        put_field(&mut head, b"sec-websocket-version", handshake::VERSION.as_bytes());
+        put_field(&mut head, b"sec-websocket-key", key.as_bytes());
+        if let Some(protocols) = &offer.protocols {
+            put_field(&mut head, b"sec-websocket-protocol", protocols.expose().as_bytes());
+        }
+    }
     match to.framing {
         // A method that usually has content says so when there is none (RFC 9110 §8.6).
         Framing::None if matches!(call.method(), "POST" | "PUT" | "PATCH") => {

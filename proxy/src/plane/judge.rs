@@ -4,10 +4,13 @@
 
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::body::{Fields, param_allowed, read};
+use llm_proxy_core::dialect::Dialect;
 use llm_proxy_core::http1::call::{Call, Framing, Name};
 use llm_proxy_core::multipart;
 use llm_proxy_core::policy::model_allowed;
 use llm_proxy_core::routing::{Api, ModelPlace, Route, Verdict};
+use llm_proxy_core::target::{Target, decode};
+use llm_proxy_core::websocket::models;
 use serde_json::Value;
 
 use super::clean;
@@ -98,8 +101,8 @@ pub fn body_rule(call: &Call, api: &Api, known: &Known, route: &Route) -> Result
                 model => return Err(Refusal::ModelNotAllowed(model.clone())),
             },
             ModelPlace::Form => must_read = true,
-            ModelPlace::Hidden if route.verdict == Verdict::Named => {}
-            ModelPlace::Hidden => return Err(Refusal::ModelNotAllowed(None)),
+            ModelPlace::Hidden | ModelPlace::Socket if route.verdict == Verdict::Named => {}
+            ModelPlace::Hidden | ModelPlace::Socket => return Err(Refusal::ModelNotAllowed(None)),
         }
     }
     if !must_read || call.framing == Framing::None {
@@ -123,6 +126,48 @@ pub fn body_rule(call: &Call, api: &Api, known: &Known, route: &Route) -> Result
             Err(Refusal::UnsupportedBody("send it as multipart/form-data"))
         }
         _ => Err(Refusal::UnsupportedBody("send it as application/json")),
+    }
+}
+
+/// Judges everything about models that a WebSocket's handshake tells. `Ok` holds the model that it names.
+///
+/// # Errors
+/// An endpoint without sockets, a model outside the token's list or the whitelist, or none where the token is limited
+/// and the dialect names it in the query.
+pub fn socket(target: &Target<'_>, api: &Api, known: &Known, route: &Route) -> Result<Option<String>, Refusal> {
+    let fields = models::query_fields(api.dialect);
+    let mut named = None;
+    for value in fields.iter().flat_map(|field| target.query_values(field)) {
+        let model = decode(value.value)
+            .ok_or_else(|| Refusal::InvalidRequest("the model in the query is not UTF-8 text".into()))?;
+        socket_model(&model, api, known)?;
+        if named.is_some() {
+            return Err(Refusal::InvalidRequest("the query names the model twice".into()));
+        }
+        named = Some(clean::text(&model, 256));
+    }
+    let must_name = match (api.dialect, route.endpoint.model) {
+        // Its first message names it, which is judged there.
+        (Dialect::Gemini, ModelPlace::Socket) => false,
+        // So does each message of a Responses socket.
+        (_, ModelPlace::Body) => false,
+        _ => known.allowed_models.is_some() && route.verdict != Verdict::Named,
+    };
+    if must_name && named.is_none() {
+        return Err(Refusal::ModelNotAllowed(None));
+    }
+    Ok(named)
+}
+
+/// Judges one model that a WebSocket's query or message names.
+///
+/// # Errors
+/// A model outside the token's list or the whitelist.
+pub fn socket_model(model: &str, api: &Api, known: &Known) -> Result<(), Refusal> {
+    whitelisted_model(api, model)?;
+    match &known.allowed_models {
+        Some(allowed) if !model_allowed(allowed, model) => Err(Refusal::ModelNotAllowed(Some(clean::text(model, 256)))),
+        _ => Ok(()),
     }
 }
 

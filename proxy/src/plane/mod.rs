@@ -21,6 +21,7 @@ pub mod stop;
 pub mod tokens;
 pub mod upload;
 pub mod upstream;
+pub mod websocket;
 
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
@@ -47,6 +48,7 @@ use self::sampler::Sampler;
 use self::settle::{ExchangeId, now_us};
 use self::tokens::Tokens;
 use self::upstream::Upstream;
+use crate::downstream::Downstream;
 use crate::http1::{Client, Wire};
 
 /// Everything an exchange decides with. Immutable while the process runs; what changes is inside.
@@ -99,7 +101,12 @@ pub struct Plane {
 
 impl Plane {
     /// Carries one call on an HTTP/1.1 connection. `Some`: the connection is ready for the next head.
-    pub async fn serve(&self, wire: Wire, call: Call, remembered: &mut Remembered) -> Option<Wire> {
+    pub async fn serve(
+        &self,
+        wire: Wire<Downstream>,
+        call: Call,
+        remembered: &mut Remembered,
+    ) -> Option<Wire<Downstream>> {
         // Counted until its last byte is out: the process must not end before.
         let _running = self.gateway.drain.enter();
         let mut client = Client::new(wire, &call);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use llm_proxy_core::answer::Refusal;
-use llm_proxy_core::http1::answer_head::{AnswerHead, AnswerName};
+use llm_proxy_core::http1::answer_head::{AnswerHead, AnswerName, Asked};
 use llm_proxy_core::http1::call::Framing;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -40,7 +40,12 @@ pub async fn send(
     loop {
         let mut provider = connect(turn, client, upload, fresh).await?;
         let may_repeat = provider.reused && !fresh;
-        provider.http.put_head(forward::request_head(turn.call, to), to.framing, turn.call.method() == "HEAD");
+        let asked = match turn.call.method() {
+            "HEAD" => Asked::Head,
+            _ if to.switch.is_some() => Asked::Switch,
+            _ => Asked::Ordinary,
+        };
+        provider.http.put_head(forward::request_head(turn.call, to), to.framing, asked);
         exchange.record_begin();
         if let Some(permit) = permit.take() {
             permit.spend();
@@ -129,7 +134,7 @@ async fn send_once(
                     exchange.note_first_byte();
                     return Ok(());
                 }
-                Err(Fault::Closed | Fault::Io(_)) if provider.reused && !upload.sent_any => return Err(Attempt::Stale),
+                Err(Fault::Closed | Fault::Io(_)) if is_stale(provider, upload) => return Err(Attempt::Stale),
                 Err(fault) => return Err(unreadable(&fault).into()),
             },
             reason = turn.cut.cut() => return Err(Stop::Cut(reason).into()),
@@ -157,12 +162,15 @@ async fn early_answer(
                 return Ok(());
             }
             _ if fault == WriteFault::TooSlow => return Err(Refusal::UpstreamTimeout("idle").into()),
-            _ if provider.reused && !upload.sent_any && turn.call.framing == Framing::None => {
-                return Err(Attempt::Stale);
-            }
+            _ if is_stale(provider, upload) && turn.call.framing == Framing::None => return Err(Attempt::Stale),
             _ => return Err(Refusal::UpstreamUnreachable.into()),
         }
     }
+}
+
+/// Whether a connection that failed was dead when it came from the pool, so that the provider cannot have begun.
+fn is_stale(provider: &Connection, upload: &Upload) -> bool {
+    provider.reused && !upload.sent_any && !provider.http.has_begun()
 }
 
 fn is_interim(provider: &Connection) -> bool {

@@ -13,6 +13,7 @@ use llm_proxy_core::dialect::Dialect;
 use llm_proxy_core::http1::call::{Call, Name};
 use llm_proxy_core::routing::Route;
 use llm_proxy_core::usage::{Asked, Ended as AnswerEnded, Meter, Metered, Number, Source, Usage};
+use llm_proxy_core::websocket::realtime::Session;
 use llm_proxy_plugins::event::{self, Outcome};
 use llm_proxy_plugins::journal::Kind;
 use uuid::Uuid;
@@ -103,6 +104,8 @@ pub struct Exchange<'a> {
     pub provider_request_id: Option<String>,
     /// Reads the answer as it passes.
     pub meter: Option<Meter>,
+    /// Reads the provider's side of a WebSocket, in place of an answer.
+    pub session: Option<Session>,
     /// The pauses of the answer's stream.
     pub gaps: Gaps,
     /// Time spent waiting for the client's body before the first byte went out.
@@ -139,6 +142,7 @@ impl<'a> Exchange<'a> {
             attempt: 0,
             provider_request_id: None,
             meter: None,
+            session: None,
             gaps: Gaps::default(),
             waited_for_client: Duration::ZERO,
             forwarded: None,
@@ -240,8 +244,11 @@ impl<'a> Exchange<'a> {
             model: self.model_requested.as_deref(),
             request_bytes: self.request_bytes,
         };
-        let stream = self.meter.as_ref().map(Meter::is_event_stream);
-        let metered = self.meter.take().map(|meter| meter.finish(ended, &asked));
+        let (stream, metered) = match (self.session.take(), self.meter.take()) {
+            (Some(session), _) => (Some(true), Some(session.finish())),
+            (None, Some(meter)) => (Some(meter.is_event_stream()), Some(meter.finish(ended, &asked))),
+            (None, None) => (None, None),
+        };
         let cost = metered.as_ref().and_then(|metered| {
             self.gateway.prices.cost(
                 self.dialect,

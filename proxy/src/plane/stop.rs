@@ -31,6 +31,8 @@ pub enum Stop {
     Cut(CutReason),
     /// The same in the middle of a write to the client: nothing may follow it.
     Torn(CutReason),
+    /// The same on a WebSocket, where all is said and settled: the connection ends.
+    Ended,
     /// All is said: the answer we gave ourselves is out.
     Answered,
 }
@@ -64,6 +66,7 @@ pub async fn end(
     let torn = matches!(stop, Stop::Torn(_));
     let (refusal, outcome, reason) = match stop {
         Stop::Answered => return Ok(()),
+        Stop::Ended => return Err(Broken),
         Stop::ClientGone => {
             exchange.settle(Outcome::ClientGone, None);
             return Err(Broken);
@@ -137,7 +140,8 @@ const fn cut_refusal(reason: CutReason) -> Refusal {
     }
 }
 
-const fn cut_name(reason: CutReason) -> &'static str {
+/// What the record, and a WebSocket's close frame, say of a cut.
+pub const fn cut_name(reason: CutReason) -> &'static str {
     match reason {
         CutReason::Revoked => "token_revoked",
         CutReason::ProjectInactive => "project_inactive",

@@ -48,6 +48,11 @@ pub struct ProviderKey {
 }
 
 impl ProviderKey {
+    /// The key, to be written into a list.
+    pub fn secret(&self) -> Secret {
+        Secret::new(self.plain.to_str().unwrap_or_default())
+    }
+
     fn new(key: &Secret) -> Option<Self> {
         let header = |text: &str| {
             let mut value = HeaderValue::from_str(text).ok()?;

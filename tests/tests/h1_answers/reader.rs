@@ -73,7 +73,7 @@ impl<'bytes> Input<'bytes> {
         let rest = rest[1..].strip_prefix(b" ")?;
         let (status, reason) = rest.split_at_checked(3)?;
         let status: u16 = number(status)?.try_into().ok()?;
-        let is_reason = reason.is_empty() || reason[0] == b' ' && is_text(reason);
+        let is_reason = reason.is_empty() || (reason[0] == b' ' && is_text(reason));
         if status < 100 || status == 101 || !is_reason {
             return None;
         }

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -49,8 +49,10 @@ impl Flag {
 
 /// One connection of the proxy's.
 pub struct Connection {
-    /// What has come on it since its script began: whether it was the case.
+    /// What has come on it since the script was prepared: whether it was the case.
     arrivals: Mutex<Vec<bool>>,
+    /// How many requests came before that.
+    earlier: AtomicUsize,
     /// The whole script has been sent on it.
     pub played: Flag,
     /// It has ended.
@@ -62,6 +64,16 @@ impl Connection {
     /// How often it brought the request of the case.
     pub fn times_asked(&self) -> usize {
         self.arrivals.lock().unwrap().iter().filter(|is_case| **is_case).count()
+    }
+
+    /// Whether it had carried a request before the script was prepared.
+    pub fn was_pooled(&self) -> bool {
+        self.earlier.load(Ordering::SeqCst) > 0
+    }
+
+    fn forget_arrivals(&self) {
+        let forgotten = std::mem::take(&mut *self.arrivals.lock().unwrap());
+        self.earlier.fetch_add(forgotten.len(), Ordering::SeqCst);
     }
 
     /// Whether a request came behind the one of the case.
@@ -116,7 +128,7 @@ impl Stage {
             Arc::new(Play { script, began_early: AtomicBool::new(false), asked: Flag::new(), heard: Flag::new() });
         let mut connections = self.shared.connections.lock().unwrap();
         connections.retain(|connection| !*connection.closed.0.borrow());
-        connections.iter().for_each(|connection| connection.arrivals.lock().unwrap().clear());
+        connections.iter().for_each(|connection| connection.forget_arrivals());
         *self.shared.play.lock().unwrap() = Some(Arc::clone(&play));
         play
     }
@@ -148,6 +160,7 @@ impl Drop for Stage {
 async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let connection = Arc::new(Connection {
         arrivals: Mutex::default(),
+        earlier: AtomicUsize::new(0),
         played: Flag::new(),
         closed: Flag::new(),
         dismissed: Flag::new(),
@@ -184,21 +197,24 @@ async fn converse(shared: &Shared, connection: &Connection, mut stream: TcpStrea
             Some(play) => {
                 play.asked.raise();
                 let sent = perform(&play, &mut stream).await;
+                if play.script.then == Ending::Reset {
+                    // Only this sends the reset.
+                    drop(stream);
+                    connection.played.raise();
+                    return sent;
+                }
                 connection.played.raise();
                 sent?;
-                if play.script.then == Ending::Reset {
-                    return Ok(());
-                }
             }
             None => {
                 let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", request.body.len());
-                stream.write_all(&[head.as_bytes(), &request.body].concat()).await?;
+                stream.write_all(&[head.as_bytes(), request.body.as_slice()].concat()).await?;
             }
         }
     }
 }
 
-/// Sends a script from the request on. After a reset, the stream only has to be dropped.
+/// Sends a script from the request on. Where it ends with a reset, the stream has to be dropped then.
 async fn perform(play: &Play, stream: &mut TcpStream) -> io::Result<()> {
     send(stream, &play.script.send).await?;
     if !play.script.late.is_empty() {
@@ -243,7 +259,7 @@ fn take_request(buffer: &mut Vec<u8>) -> Option<Request> {
     let head_end = buffer.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
     let head = String::from_utf8_lossy(&buffer[..head_end]).to_ascii_lowercase();
     let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-    let length = field("content-length").map_or(0, |length| length.parse().unwrap());
+    let length: usize = field("content-length").map_or(0, |length| length.parse().unwrap());
     if buffer.len() < head_end + length {
         return None;
     }

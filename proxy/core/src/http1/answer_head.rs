@@ -73,10 +73,13 @@ impl AnswerName {
             14 => pick(&[("content-length", Self::ContentLength)]),
             15 => pick(&[("apim-request-id", Self::RequestId), ("x-ms-request-id", Self::RequestId)]),
             16 => pick(&[("content-encoding", Self::ContentEncoding), ("proxy-connection", Self::Dropped)]),
-            17 => pick(&[("transfer-encoding", Self::TransferEncoding)]),
+            17 => pick(&[("transfer-encoding", Self::TransferEncoding), ("sec-websocket-key", Self::Dropped)]),
             18 => pick(&[("proxy-authenticate", Self::Dropped)]),
             19 => pick(&[("proxy-authorization", Self::Dropped)]),
-            22 => pick(&[("x-llm-proxy-request-id", Self::Dropped)]),
+            20 => pick(&[("sec-websocket-accept", Self::Dropped)]),
+            21 => pick(&[("sec-websocket-version", Self::Dropped)]),
+            22 => pick(&[("x-llm-proxy-request-id", Self::Dropped), ("sec-websocket-protocol", Self::Dropped)]),
+            24 => pick(&[("sec-websocket-extensions", Self::Dropped)]),
             27 => pick(&[("access-control-allow-origin", Self::Cors)]),
             29 => pick(&[("access-control-expose-headers", Self::Cors)]),
             _ => Self::Other,
@@ -89,6 +92,17 @@ struct Field {
     kind: AnswerName,
     name: Range<u32>,
     value: Range<u32>,
+}
+
+/// What was asked, as far as it changes what may be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// An ordinary request.
+    Ordinary,
+    /// HEAD: the answer has no body.
+    Head,
+    /// A switch to WebSocket: 101 may be the final answer.
+    Switch,
 }
 
 /// A checked answer head.
@@ -127,7 +141,7 @@ impl AnswerHead {
     ///
     /// # Errors
     /// [`BadAnswer`].
-    pub fn parse(raw: Bytes, to_head: bool) -> Result<Self, BadAnswer> {
+    pub fn parse(raw: Bytes, asked: Asked) -> Result<Self, BadAnswer> {
         let text: &[u8] = &raw;
         let first_end = line_end(text, 0)?;
         let (status, is_1_1) = status_line(text.get(..first_end).unwrap_or(&[]))?;
@@ -145,11 +159,21 @@ impl AnswerHead {
             at = end.saturating_add(2);
         }
         let mut head = Self { raw, status, fields, framing: BodyFraming::None, persists: false };
-        head.framing = head.judge_framing(to_head, is_1_1)?;
+        if status == 101 && (asked != Asked::Switch || !is_1_1) {
+            return Err(BadAnswer("it switches protocols, which nobody asked for"));
+        }
+        head.framing = head.judge_framing(asked == Asked::Head, is_1_1)?;
         let option =
             |wanted: &str| head.connection_options().any(|option| option.eq_ignore_ascii_case(wanted.as_bytes()));
-        head.persists =
-            head.framing != BodyFraming::UntilClose && if is_1_1 { !option("close") } else { option("keep-alive") };
+        // A length or chunks where no body may be (RFC 9110 §8.6, RFC 9112 §6.1): one may come all the same.
+        let owes_body = matches!(status, 100..=199 | 204)
+            && (head.content_length().is_some_and(|length| length > 0)
+                || head.get(AnswerName::TransferEncoding).is_some());
+        head.persists = status != 101
+            && head.framing != BodyFraming::UntilClose
+            && !owes_body
+            && !option("close")
+            && (is_1_1 || option("keep-alive"));
         Ok(head)
     }
 
@@ -158,9 +182,14 @@ impl AnswerHead {
         self.status
     }
 
-    /// Whether this is an interim answer (RFC 9110 §15.2).
+    /// Whether this is an interim answer (RFC 9110 §15.2). A 101 is final: nothing of HTTP follows it.
     pub fn is_interim(&self) -> bool {
-        self.status < 200
+        self.status < 200 && self.status != 101
+    }
+
+    /// Whether this switches to WebSocket.
+    pub fn is_switch(&self) -> bool {
+        self.status == 101
     }
 
     /// How the body is delimited.
@@ -262,9 +291,6 @@ fn status_line(line: &[u8]) -> Result<(u16, bool), BadAnswer> {
     };
     if !matches!(reason, [] | [b' ', ..]) || has_control(reason) {
         return Err(BadAnswer("its status line is malformed"));
-    }
-    if status == 101 {
-        return Err(BadAnswer("it switches protocols, which nobody asked for"));
     }
     Ok((status, is_1_1))
 }

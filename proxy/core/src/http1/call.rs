@@ -88,11 +88,17 @@ impl Name {
             13 => pick(&[("authorization", Self::Authorization)]),
             14 => pick(&[
                 ("content-length", Self::ContentLength),
+                // Behind us may stand somebody who takes an underscore for a hyphen.
+                ("content_length", Self::Dropped),
                 ("x-goog-api-key", Self::XGoogApiKey),
                 ("http2-settings", Self::Dropped),
             ]),
             16 => pick(&[("content-encoding", Self::ContentEncoding), ("proxy-connection", Self::Dropped)]),
-            17 => pick(&[("transfer-encoding", Self::TransferEncoding), ("anthropic-version", Self::AnthropicVersion)]),
+            17 => pick(&[
+                ("transfer-encoding", Self::TransferEncoding),
+                ("transfer_encoding", Self::Dropped),
+                ("anthropic-version", Self::AnthropicVersion),
+            ]),
             19 => pick(&[("proxy-authorization", Self::Dropped), ("x-client-request-id", Self::ClientRequestId)]),
             22 => pick(&[("x-http-method-override", Self::Dropped)]),
             29 => pick(&[("access-control-request-method", Self::AccessControlRequestMethod)]),
@@ -102,10 +108,14 @@ impl Name {
         .or_forwarded(name)
     }
 
-    /// The `x-forwarded-*` family and the other spellings of a method override.
+    /// The `x-forwarded-*` family, the other spellings of a method override, and a WebSocket's handshake.
     fn or_forwarded(self, name: &[u8]) -> Self {
         let starts =
             |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()));
+        if self == Self::Other && starts("sec-websocket-") {
+            // For one connection only, and may hold the token; what a WebSocket needs of them is written anew.
+            return Self::Dropped;
+        }
         if self == Self::Other
             && name.first().is_some_and(|first| first.eq_ignore_ascii_case(&b'x'))
             && (starts("x-forwarded-")
@@ -297,6 +307,10 @@ mod tests {
             ("X-Http-Method", Name::Dropped),
             ("Forwarded", Name::Dropped),
             ("X-Real-IP", Name::Dropped),
+            ("Content_Length", Name::Dropped),
+            ("transfer_encoding", Name::Dropped),
+            ("Sec-WebSocket-Protocol", Name::Dropped),
+            ("sec-websocket-key", Name::Dropped),
             ("TE", Name::Dropped),
             ("Content-Type", Name::ContentType),
             ("User-Agent", Name::Other),
