@@ -32,7 +32,7 @@ build: build-needs ## Build the release binary
 # --- what CI runs ---------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: test-needs fmt-check lint deny debug-build sdk-tests cargo-tests ## Install what the tests need and run all of them
+test: test-needs fmt-check lint deny debug-build sdk-tests cargo-tests fuzz-tests ## Install what the tests need and run all of them
 	@.ci/closing-lines "$(LOGS)"
 
 .PHONY: fmt-check
@@ -63,6 +63,12 @@ sdk-tests: debug-build sdk-needs ## The official SDKs, direct and through the pr
 	@mkdir -p "$(LOGS)"
 	LLM_PROXY_BIN_DIR="$(TARGET_DIR)/debug" python3 tests/sdk/run.py 2>&1 | tee "$(LOGS)/sdk.log"
 
+.PHONY: fuzz-tests
+fuzz-tests: build-needs ## The fuzz targets, each for a moment
+	@mkdir -p "$(LOGS)"
+	cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
+	.ci/fuzz 5 20000 2>&1 | tee "$(LOGS)/fuzz.log"
+
 # --- for a person ---------------------------------------------------------------------------------------------------
 
 .PHONY: fmt
@@ -70,8 +76,11 @@ fmt: ## Format the code
 	cargo fmt --all
 
 .PHONY: torture
-torture: debug-build ## The crash rounds in full: kill -9 under load, TORTURE_KILLS times (200)
+torture: debug-build ## In full: kill -9 under load (200 times), mutants of raw messages (100,000), each fuzz target for minutes
 	TORTURE_KILLS=$${TORTURE_KILLS:-200} cargo test --workspace --locked --test crash -- --nocapture
+	H1_MUTANTS=$${TORTURE_MUTANTS:-100000} H1_ANSWER_MUTANTS=$${TORTURE_MUTANTS:-100000} \
+		cargo test --workspace --locked --test h1_corpus --test h1_answers -- --nocapture
+	.ci/fuzz $${TORTURE_FUZZ_SECONDS:-600} -1
 
 .PHONY: bench
 bench: bench-needs ## This proxy beside a bare Pingora proxy (ARGS="--quick" takes other flags: benches/README.md)

@@ -3,6 +3,7 @@
 //! Two worlds of threads: Pingora's runtime carries exchanges, and the control runtime has everything that may wait
 //! (store, admin plane, change feed). Journal consumers have threads of their own.
 
+use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,13 +94,20 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
         .context("DATA_DIR")?;
 
     let drain = Drain::default();
+    // The network's proxies are named where every program looks for them.
+    let environment: HashMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
     let gateway = Arc::new(Gateway {
         routes: Routes::new(settings.apis.iter().map(api).collect()),
         upstreams: settings
             .apis
             .iter()
             .enumerate()
-            .map(|(index, api)| Upstream::new(api, index))
+            .map(|(index, api)| {
+                Upstream::new(api, index, |name| environment.get(name).map(String::as_str))
+                    .with_context(|| format!("apis.{}", api.name))
+            })
             .collect::<Result<_>>()?,
         connector: connector(settings.apis.iter().any(|api| api.base_url.tls))?,
         tokens: Tokens::new(store.clone(), control.handle().clone(), drain.cut_token()),

@@ -203,8 +203,8 @@ impl ModelScan {
         if self.state == Scan::Done {
             return;
         }
+        let mut rest = piece.get(..FARTHEST.saturating_sub(self.seen)).unwrap_or(piece);
         self.seen = self.seen.saturating_add(piece.len());
-        let mut rest = piece;
         while !rest.is_empty() && self.state != Scan::Done {
             rest = match self.state {
                 Scan::InString => self.string(rest),
@@ -215,7 +215,7 @@ impl ModelScan {
                 _ => self.between(rest),
             };
         }
-        if self.seen > FARTHEST && self.state != Scan::Done {
+        if self.seen >= FARTHEST && self.state != Scan::Done {
             self.stop(false);
         }
     }
@@ -246,7 +246,9 @@ impl ModelScan {
         let Some(end) = end else { return &[] };
         if rest.get(end) == Some(&b'\\') {
             // An escape makes the raw bytes differ from the text: spoil it.
-            self.text.push(b'\\');
+            if self.matters() && self.text.len() <= LONGEST_MODEL {
+                self.text.push(b'\\');
+            }
             self.state = Scan::Escaped;
         } else {
             self.state = Scan::Between;

@@ -4,29 +4,25 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use http::HeaderValue;
-use pingora_core::ErrorType;
-use pingora_core::connectors::TransportConnector;
+use llm_proxy_core::network::outbound_proxy;
+use pingora_core::connectors::{L4Connect, TransportConnector};
 use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use tokio::time::{Instant, timeout_at};
 
 use super::clocks::after;
+use super::race::{self, Lost};
+use super::resolver::Resolver;
+use super::trust::Trust;
+use super::tunnel::Tunnel;
 use crate::http1::Provider;
 use crate::settings::{ApiSettings, Timeouts};
 
 /// How long a pooled connection may idle: below the minute after which providers close theirs.
 const POOL_IDLE: Duration = Duration::from_secs(55);
-/// How long resolved addresses are believed.
-const RESOLVED_FOR: Duration = Duration::from_secs(30);
-/// The most addresses of a host that are tried within the connect clock.
-const MOST_ADDRESSES: usize = 4;
-
 /// One API's provider.
 pub struct Upstream {
     host: String,
-    port: u16,
-    tls: bool,
     /// The `host` field of forwarded heads.
     pub authority: HeaderValue,
     /// The clocks.
@@ -35,13 +31,7 @@ pub struct Upstream {
     pub max_request_bytes: u64,
     /// The largest body held for a policy, in bytes.
     pub max_held_bytes: u64,
-    resolved: ArcSwapOption<Resolved>,
-    group: u64,
-}
-
-struct Resolved {
-    peers: Vec<HttpPeer>,
-    until: Option<Instant>,
+    resolver: Arc<Resolver>,
 }
 
 /// A connection to a provider, for one exchange.
@@ -66,41 +56,53 @@ pub enum ConnectError {
 }
 
 impl Upstream {
-    /// `index` separates the pools of APIs that share an address.
+    /// `index` separates the pools of APIs that share an address. `variable` is the environment, for the network's proxy.
     ///
     /// # Errors
-    /// When the host cannot stand in a `host` field.
-    pub fn new(api: &ApiSettings, index: usize) -> anyhow::Result<Self> {
+    /// A host that cannot stand in a `host` field, a file that cannot be used, or a proxy that cannot be meant.
+    pub fn new<'v>(
+        api: &ApiSettings,
+        index: usize,
+        variable: impl Fn(&str) -> Option<&'v str>,
+    ) -> anyhow::Result<Self> {
         let base = &api.base_url;
         let default_port = if base.tls { 443 } else { 80 };
         let bracketed = if base.host.contains(':') { format!("[{}]", base.host) } else { base.host.clone() };
-        let authority = if base.port == default_port { bracketed } else { format!("{bracketed}:{}", base.port) };
-        let upstream = Self {
+        let authority =
+            if base.port == default_port { bracketed.clone() } else { format!("{bracketed}:{}", base.port) };
+        let provider = outbound_proxy::Provider { tls: base.tls, host: &base.host, port: base.port };
+        let proxy = outbound_proxy::choose(variable, provider)?;
+        let Trust { authorities, identity } = Trust::read(api)?;
+        let tunnel = proxy.as_ref().map(|proxy| -> Arc<dyn L4Connect + Send + Sync> {
+            Arc::new(Tunnel::new(format!("{bracketed}:{}", base.port), proxy))
+        });
+        if let Some(proxy) = &proxy {
+            tracing::info!("{} is reached through the proxy at {}:{}", api.name, proxy.host, proxy.port);
+        }
+
+        let group = u64::try_from(index)?;
+        let (host, tls, connect) = (base.host.clone(), base.tls, api.timeouts.connect);
+        let peer = move |address: SocketAddr| {
+            // The name is never empty: an empty one would switch certificate verification off.
+            let mut peer = HttpPeer::new(address, tls, host.clone());
+            peer.group_key = group;
+            peer.client_cert_key = identity.clone();
+            peer.options.ca = authorities.clone();
+            peer.options.custom_l4 = tunnel.clone();
+            peer.options.idle_timeout = Some(POOL_IDLE);
+            peer.options.connection_timeout = Some(connect);
+            peer.options.total_connection_timeout = Some(connect);
+            peer
+        };
+        let (host, port) = proxy.as_ref().map_or((&base.host, base.port), |proxy| (&proxy.host, proxy.port));
+        Ok(Self {
             host: base.host.clone(),
-            port: base.port,
-            tls: base.tls,
             authority: HeaderValue::from_str(&authority)?,
             timeouts: api.timeouts.clone(),
             max_request_bytes: api.max_request_bytes,
             max_held_bytes: api.max_held_bytes,
-            resolved: ArcSwapOption::empty(),
-            group: u64::try_from(index)?,
-        };
-        if let Ok(address) = base.host.parse() {
-            let peers = vec![upstream.peer(SocketAddr::new(address, base.port))];
-            upstream.resolved.store(Some(Arc::new(Resolved { peers, until: None })));
-        }
-        Ok(upstream)
-    }
-
-    fn peer(&self, address: SocketAddr) -> HttpPeer {
-        // The name is never empty: an empty one would switch certificate verification off.
-        let mut peer = HttpPeer::new(address, self.tls, self.host.clone());
-        peer.group_key = self.group;
-        peer.options.idle_timeout = Some(POOL_IDLE);
-        peer.options.connection_timeout = Some(self.timeouts.connect);
-        peer.options.total_connection_timeout = Some(self.timeouts.connect);
-        peer
+            resolver: Arc::new(Resolver::new(host, port, peer)),
+        })
     }
 
     /// A connection from the pool, or a new one, within the connect clock.
@@ -112,48 +114,28 @@ impl Upstream {
     pub async fn connect(&self, connector: &TransportConnector, fresh: bool) -> Result<Connection, ConnectError> {
         let deadline = after(Instant::now(), self.timeouts.connect);
         let timed_out = || ConnectError::TimedOut(self.host.clone(), self.timeouts.connect);
-        let resolved = timeout_at(deadline, self.addresses()).await.map_err(|_| timed_out())??;
-        let mut failures = Vec::new();
-        let mut too_slow = false;
-        for peer in resolved.peers.iter().take(MOST_ADDRESSES) {
-            let getting = async {
-                if fresh { Ok((connector.new_stream(peer).await?, false)) } else { connector.get_stream(peer).await }
-            };
-            match timeout_at(deadline, getting).await {
-                Ok(Ok((stream, reused))) => {
-                    return Ok(Connection { http: Provider::new(stream), reused, pool_key: peer.reuse_hash() });
+        let failed = |why: String| ConnectError::Failed(self.host.clone(), why);
+        let peers = timeout_at(deadline, self.resolver.peers()).await.map_err(|_| timed_out())?;
+        let peers = peers.map_err(|error| failed(error.to_string()))?;
+        if !fresh {
+            for peer in peers.iter() {
+                if let Some(stream) = connector.reused_stream(peer).await {
+                    return Ok(Connection { http: Provider::new(stream), reused: true, pool_key: peer.reuse_hash() });
                 }
-                Ok(Err(error)) => {
-                    too_slow = matches!(error.etype(), ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout);
-                    failures.push(error.to_string());
-                }
-                Err(_) => return Err(timed_out()),
             }
         }
-        // What was resolved may be stale: ask again next time.
-        if resolved.until.is_some() {
-            self.resolved.store(None);
+        match race::connect(connector, &peers, deadline).await {
+            Ok((stream, peer)) => {
+                Ok(Connection { http: Provider::new(stream), reused: false, pool_key: peer.reuse_hash() })
+            }
+            Err(lost) => {
+                self.resolver.doubt();
+                Err(match lost {
+                    Lost::TooLate => timed_out(),
+                    Lost::Failed(why) => failed(why),
+                })
+            }
         }
-        if failures.is_empty() {
-            failures.push("the name has no address".to_owned());
-        }
-        // Of several addresses one may be refused and another have the wrong certificate: the log names both.
-        Err(if too_slow { timed_out() } else { ConnectError::Failed(self.host.clone(), failures.join("; then ")) })
-    }
-
-    async fn addresses(&self) -> Result<Arc<Resolved>, ConnectError> {
-        if let Some(resolved) = self.resolved.load_full()
-            && resolved.until.is_none_or(|until| until > Instant::now())
-        {
-            return Ok(resolved);
-        }
-        let found = tokio::net::lookup_host((self.host.as_str(), self.port))
-            .await
-            .map_err(|error| ConnectError::Failed(self.host.clone(), error.to_string()))?;
-        let peers = found.map(|address| self.peer(address)).collect();
-        let resolved = Arc::new(Resolved { peers, until: Some(after(Instant::now(), RESOLVED_FOR)) });
-        self.resolved.store(Some(Arc::clone(&resolved)));
-        Ok(resolved)
     }
 }
 

@@ -3,6 +3,7 @@
 //! A policy key that is present always narrows something. So none of them may be misspelt, empty by accident or half
 //! understood: each such entry is an error, because the proxy that would start without it is the laxer one.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use llm_proxy_core::dialect::Dialect;
@@ -23,7 +24,7 @@ pub const DEFAULT_MAX_REQUEST_BYTES: u64 = 1 << 30;
 /// Largest request body that a policy may have to read, in bytes.
 pub const DEFAULT_MAX_HELD_BYTES: u64 = 32 << 20;
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 14] = [
     "dialect",
     "base_url",
     "allowed_endpoints",
@@ -35,6 +36,9 @@ const KEYS: [&str; 11] = [
     "max_request_bytes",
     "max_held_bytes",
     "inject_usage",
+    "ca_file",
+    "client_cert_file",
+    "client_key_file",
 ];
 const TIMEOUT_KEYS: [&str; 4] = ["connect", "first_byte", "idle", "total"];
 
@@ -63,6 +67,12 @@ pub struct ApiSettings {
     pub max_request_bytes: u64,
     /// Largest request body that a policy must read, in bytes; above zero and at most `MAX_HELD_BYTES_TOTAL`.
     pub max_held_bytes: u64,
+    /// PEM file with the only certificate authorities that the provider is checked against. `None`: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with the certificate shown to the provider, and its chain. There together with its key, or not at all.
+    pub client_cert_file: Option<PathBuf>,
+    /// PEM file with that certificate's private key.
+    pub client_key_file: Option<PathBuf>,
 }
 
 /// Four of the five clocks; the fifth, the request head's, belongs to the listener.
@@ -110,6 +120,9 @@ fn plain(name: &str, dialect: Dialect, base_url: BaseUrl, held_total: u64) -> Ap
         timeouts: Timeouts::default(),
         max_request_bytes: DEFAULT_MAX_REQUEST_BYTES,
         max_held_bytes: DEFAULT_MAX_HELD_BYTES.min(held_total),
+        ca_file: None,
+        client_cert_file: None,
+        client_key_file: None,
     }
 }
 
@@ -161,7 +174,22 @@ fn read_api(key: &Key, node: &Node, held_total: u64) -> Result<ApiSettings, Sett
     // Nothing in this version adds the usage chunk, so asking for it must not pass as done.
     fields.read("inject_usage", &INJECT_USAGE)?;
 
+    let file = |key: &str| tls_file(&fields, key, &base_url);
+    let (ca_file, client_cert_file, client_key_file) =
+        (file("ca_file")?, file("client_cert_file")?, file("client_key_file")?);
+    for (key, other, is_alone) in [
+        ("client_cert_file", "client_key_file", client_key_file.is_none()),
+        ("client_key_file", "client_cert_file", client_cert_file.is_none()),
+    ] {
+        if let (Some(node), true) = (fields.get(key), is_alone) {
+            return Err(node.place.of(&fields.name(key)).error(format!("found no `{other}` beside it, expected both")));
+        }
+    }
+
     Ok(ApiSettings {
+        ca_file,
+        client_cert_file,
+        client_key_file,
         allowed_endpoints: filled(&fields, "allowed_endpoints", fields.read_list("allowed_endpoints", &ENDPOINT)?)?,
         allowed_methods: filled(&fields, "allowed_methods", fields.read_list("allowed_methods", &METHOD)?)?,
         param_whitelist: param_whitelist(&fields)?,
@@ -172,6 +200,17 @@ fn read_api(key: &Key, node: &Node, held_total: u64) -> Result<ApiSettings, Sett
         max_held_bytes: max_held_bytes(&fields, held_total)?,
         ..plain(&name, dialect, base_url, held_total)
     })
+}
+
+/// A file that matters to TLS: in an API that is spoken to in the clear it would do nothing.
+fn tls_file(fields: &Fields<'_>, key: &str, base_url: &BaseUrl) -> Result<Option<PathBuf>, SettingsError> {
+    let found = fields.read(key, &FILE)?;
+    match fields.get(key) {
+        Some(node) if !base_url.tls => {
+            Err(node.place.of(&fields.name(key)).error("found a file, expected none: `base_url` is not https"))
+        }
+        _ => Ok(found),
+    }
 }
 
 /// Refuses an empty list where it would allow nothing at all, or ask for nothing.
@@ -241,6 +280,11 @@ const METHOD: Rule<String> = Rule {
         let is_known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"].contains(&text);
         if is_known { Ok(text.to_owned()) } else { Err(Refused::Malformed) }
     },
+};
+const FILE: Rule<PathBuf> = Rule {
+    expected: "the path of a PEM file",
+    is_secret: false,
+    read: |text| if text.is_empty() { Err(Refused::Malformed) } else { Ok(PathBuf::from(text)) },
 };
 const BODY_FIELD: Rule<String> = Rule {
     expected: "the name of a field at the top of the body",
@@ -372,6 +416,9 @@ openai-eu:
   max_request_bytes: 10MB
   max_held_bytes: 1048576
   inject_usage: false
+  ca_file: ca.pem
+  client_cert_file: /etc/ours.pem
+  client_key_file: ours.key
 ";
 
     #[test]
@@ -400,6 +447,10 @@ openai-eu:
         };
         assert_eq!(api.timeouts, timeouts);
         assert_eq!((api.max_request_bytes, api.max_held_bytes), (10_000_000, 1 << 20));
+        assert_eq!(
+            [api.ca_file, api.client_cert_file, api.client_key_file].map(|file| file.unwrap()),
+            ["ca.pem", "/etc/ours.pem", "ours.key"].map(PathBuf::from)
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 
 use llm_proxy_core::secret::Secret;
 
-use super::error::{Place, SettingsError};
+use super::error::{Place, SettingsError, shown};
 use super::values::{Found, Rule};
 use super::yaml::Fields;
 use super::{NAMES, SECRETS, dotenv, near_miss};
@@ -110,6 +110,6 @@ fn known(variable: &str) -> Option<&'static str> {
 fn warn_of(variable: &str, dotenv_line: Option<usize>, warnings: &mut Vec<String>) {
     if let Some(meant) = near_miss::meant(variable) {
         let place = dotenv_line.map_or(String::new(), |line| format!(".env:{line}: "));
-        warnings.push(format!("{place}{variable} is not a setting: did you mean {meant}?"));
+        warnings.push(format!("{place}{} is not a setting: did you mean {meant}?", shown(variable)));
     }
 }

@@ -186,7 +186,7 @@ impl Settings {
 }
 
 /// [`Settings::load`] with the file system as an argument.
-fn load_with(
+pub(crate) fn load_with(
     flags: Vec<(&'static str, Secret)>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     working_dir: &Path,
