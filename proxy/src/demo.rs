@@ -57,7 +57,7 @@ pub fn run(mut settings: Settings, warnings: &[String]) -> Result<()> {
     }
     let on_ready: server::OnReady =
         Box::new(move |store, data, admin| async move { introduce(&store, data, admin, keys, &real).await }.boxed());
-    let outcome = server::run(settings, warnings, Some(on_ready));
+    let outcome = server::run(settings, warnings, Some(server::Demo { mock: mock.addr(), on_ready }));
     drop(mock);
     outcome
 }

@@ -45,14 +45,22 @@ const POOLED: usize = 1024;
 /// Beyond the drain time, how long the end of the process may take at most.
 const LAST_STEPS: Duration = Duration::from_secs(10);
 
-/// What `demo` does once everything listens.
+/// What is different in the demo.
+pub struct Demo {
+    /// Where its provider is.
+    pub mock: SocketAddr,
+    /// What it does once everything listens.
+    pub on_ready: OnReady,
+}
+
+/// Is given the store, and where the planes listen.
 pub type OnReady = Box<dyn FnOnce(Store, SocketAddr, SocketAddr) -> BoxFuture<'static, Result<()>> + Send>;
 
 /// Runs all planes until a signal ends the process.
 ///
 /// # Errors
 /// Whatever keeps it from starting, in one line that says what to do.
-pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -> Result<()> {
+pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Result<()> {
     logging::install(settings.log_level, settings.log_format);
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -62,6 +70,9 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
 
     let (listen_addr, admin_listener) = listen(&settings)?;
     let admin_addr = admin_listener.local_addr()?;
+    // What cannot be used stops the start before anything is made.
+    let upstreams = upstreams(&settings.apis, demo.as_ref().map(|demo| demo.mock))?;
+    let connector = connector(settings.apis.iter().any(|api| api.base_url.tls))?;
     let data_dir = DataDir::open(&settings.data_dir, "server")?;
     let root_key = match &settings.root_key {
         Some(given) => RootKey::from_base64(given.expose()).context("ROOT_KEY")?,
@@ -94,22 +105,10 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
         .context("DATA_DIR")?;
 
     let drain = Drain::default();
-    // The network's proxies are named where every program looks for them.
-    let environment: HashMap<String, String> = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
     let gateway = Arc::new(Gateway {
         routes: Routes::new(settings.apis.iter().map(api).collect()),
-        upstreams: settings
-            .apis
-            .iter()
-            .enumerate()
-            .map(|(index, api)| {
-                Upstream::new(api, index, |name| environment.get(name).map(String::as_str))
-                    .with_context(|| format!("apis.{}", api.name))
-            })
-            .collect::<Result<_>>()?,
-        connector: connector(settings.apis.iter().any(|api| api.base_url.tls))?,
+        upstreams,
+        connector,
         tokens: Tokens::new(store.clone(), control.handle().clone(), drain.cut_token()),
         pepper: store.pepper(),
         journal: journal.clone(),
@@ -183,7 +182,7 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
         );
     }
     tracing::info!("listening: data plane http://{listen_addr}, admin plane http://{admin_addr}");
-    if let Some(on_ready) = on_ready {
+    if let Some(Demo { on_ready, .. }) = demo {
         let store = store.clone();
         let ready = on_ready(store, listen_addr, admin_addr);
         control.spawn(async move {
@@ -213,6 +212,20 @@ pub fn run(settings: Settings, warnings: &[String], on_ready: Option<OnReady>) -
     })?;
     serve(edge, listen_addr, settings.drain_timeout, shutdown::Signals { stopping });
     Ok(())
+}
+
+/// The providers, with the network's proxies in between where the environment names some. The demo's own provider is
+/// behind none.
+fn upstreams(apis: &[ApiSettings], mock: Option<SocketAddr>) -> Result<Vec<Upstream>> {
+    let environment: HashMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let upstream = |(index, api): (usize, &ApiSettings)| {
+        let is_ours =
+            mock.is_some_and(|mock| api.base_url.host == mock.ip().to_string() && api.base_url.port == mock.port());
+        Upstream::new(api, index, |name| environment.get(name).filter(|_| !is_ours).map(String::as_str))
+    };
+    apis.iter().enumerate().map(upstream).collect()
 }
 
 /// Where connections to providers come from. The certificate authorities that providers are checked against are read

@@ -19,6 +19,10 @@ mod raw;
 mod refused;
 pub mod tls;
 mod world;
+pub mod ws;
+mod ws_frames;
+pub mod ws_plain;
+pub mod ws_provider;
 
 pub use admin::{Admin, Told};
 pub use ask::{Ask, Provider};

@@ -18,8 +18,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 pub use tokio_rustls::rustls::version::{TLS12, TLS13};
-use tokio_rustls::rustls::{ServerConfig, SupportedProtocolVersion};
+use tokio_rustls::rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 
 use crate::{PATIENCE, eventually};
 
@@ -32,10 +34,11 @@ pub struct Authority {
     folder: TempDir,
 }
 
-/// What a server proves its name with.
+/// What a server proves its name with, or a client.
 pub struct Identity {
     certificate: CertificateDer<'static>,
     key: PrivateKeyDer<'static>,
+    folder: TempDir,
 }
 
 impl Authority {
@@ -50,7 +53,7 @@ impl Authority {
         authority
     }
 
-    /// Its certificate as a PEM file, there as long as the authority is: for `SSL_CERT_FILE`.
+    /// Its certificate as a PEM file, there as long as the authority is: for `SSL_CERT_FILE` and `ca_file`.
     pub fn file(&self) -> PathBuf {
         self.folder.path().join("authority.pem")
     }
@@ -61,8 +64,37 @@ impl Authority {
         let mut params = CertificateParams::new([host.to_owned()]).unwrap();
         params.not_before = date_time_ymd(years.start, 1, 1);
         params.not_after = date_time_ymd(years.end, 1, 1);
-        let certificate = params.signed_by(&key, &self.issuer).unwrap().into();
-        Identity { certificate, key: key.into() }
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let (certificate_pem, key_pem) = (certificate.pem(), key.serialize_pem());
+        let folder = tempfile::tempdir().unwrap();
+        let identity = Identity { certificate: certificate.into(), key: key.into(), folder };
+        std::fs::write(identity.certificate_file(), certificate_pem).unwrap();
+        std::fs::write(identity.key_file(), key_pem).unwrap();
+        identity
+    }
+
+    /// It alone, as what is trusted.
+    fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        roots
+    }
+}
+
+impl Identity {
+    /// Its certificate as it is shown (DER).
+    pub fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+
+    /// Its certificate as a PEM file, there as long as the identity is: for `client_cert_file`.
+    pub fn certificate_file(&self) -> PathBuf {
+        self.folder.path().join("certificate.pem")
+    }
+
+    /// Its key as a PEM file, there as long as the identity is: for `client_key_file`.
+    pub fn key_file(&self) -> PathBuf {
+        self.folder.path().join("key.pem")
     }
 }
 
@@ -75,6 +107,8 @@ pub struct Seen {
     pub open: usize,
     /// TLS handshakes that both sides finished.
     pub handshakes: usize,
+    /// The certificates that clients showed in them (DER).
+    pub clients: Vec<Vec<u8>>,
     /// The bytes on the wire.
     pub wire: Vec<u8>,
     /// The bytes inside TLS.
@@ -115,10 +149,31 @@ enum Manner {
 impl Front {
     /// Speaks TLS of this version under this identity, and carries what is inside to the provider.
     pub async fn tls(identity: Identity, provider: SocketAddr, version: &'static SupportedProtocolVersion) -> Self {
+        Self::tls_for(WebPkiClientVerifier::no_client_auth(), identity, provider, version).await
+    }
+
+    /// The same, for clients alone that show a certificate of this authority.
+    pub async fn mutual_tls(
+        clients: &Authority,
+        identity: Identity,
+        provider: SocketAddr,
+        version: &'static SupportedProtocolVersion,
+    ) -> Self {
+        let (roots, crypto) = (Arc::new(clients.roots()), Arc::new(ring::default_provider()));
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, crypto).build().unwrap();
+        Self::tls_for(verifier, identity, provider, version).await
+    }
+
+    async fn tls_for(
+        clients: Arc<dyn ClientCertVerifier>,
+        identity: Identity,
+        provider: SocketAddr,
+        version: &'static SupportedProtocolVersion,
+    ) -> Self {
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[version])
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_single_cert(vec![identity.certificate], identity.key)
             .unwrap();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -153,6 +208,11 @@ impl Front {
             }
         });
         Self { addr, seen, task }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
     }
 
     /// Name and port, as they stand in a URL and in the `host` field.
@@ -191,7 +251,12 @@ async fn serve(manner: Manner, stream: TcpStream, seen: Arc<Mutex<Seen>>) {
     match manner {
         Manner::Tls(acceptor, provider) => match acceptor.accept(wire).into_fallible().await {
             Ok(tls) => {
-                seen.lock().unwrap().handshakes += 1;
+                let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|shown| shown.to_vec());
+                {
+                    let mut seen = seen.lock().unwrap();
+                    seen.handshakes += 1;
+                    seen.clients.extend(shown);
+                }
                 let inside = Tapped { stream: tls, seen: Arc::clone(&seen), place: |seen| &mut seen.inside };
                 forward(inside, provider).await;
             }
@@ -255,8 +320,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tapped<S> {
 mod tests {
     use super::*;
     use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::ClientConfig;
     use tokio_rustls::rustls::pki_types::ServerName;
-    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
     /// A provider that says what it hears.
     async fn echo() -> SocketAddr {
@@ -270,12 +335,10 @@ mod tests {
     }
 
     fn client_of(authority: &Authority) -> TlsConnector {
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.issuer.der().clone()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&TLS12, &TLS13])
             .unwrap()
-            .with_root_certificates(roots)
+            .with_root_certificates(authority.roots())
             .with_no_client_auth();
         TlsConnector::from(Arc::new(config))
     }

@@ -68,17 +68,18 @@ async fn short_streams_finish_long_ones_are_cut_with_event_and_record_and_newcom
 
     let began = Instant::now();
     setup.sigterm();
+    let mut ready = 200;
+    while ready == 200 && began.elapsed() < IDLE_EXIT {
+        ready = setup.readiness().await;
+    }
+    assert_eq!(ready, 503, "readiness is false at once, not when the process ends");
+
     half.send(end).await;
     let answer = half.answer().await;
     assert_eq!(answer.head.status, 200, "half a head at SIGTERM, and the rest at once: {}", answer.text());
     assert!(answer.whole && answer.head.says_close(), "{:?}", answer.head);
     assert_eq!(half.closed().await, b"");
 
-    let mut ready = 200;
-    while ready == 200 && began.elapsed() < IDLE_EXIT {
-        ready = setup.readiness().await;
-    }
-    assert_eq!(ready, 503, "readiness is false at once, not when the process ends");
     let mut refused = false;
     while !refused && began.elapsed() < IDLE_EXIT {
         refused = TcpStream::connect(setup.proxy()).await.is_err();

@@ -19,15 +19,19 @@ mod credentials;
 mod embedded;
 mod errors;
 mod exchange;
+mod frames;
 mod head;
 mod made;
+mod opening;
+mod realtime;
 mod recordings;
 mod routes;
 mod send;
+mod socket;
 mod steering;
 
 pub use answer::Tokens;
-pub use books::{Ended, KeyStats, RequestRecord, Stats};
+pub use books::{Ended, KeyStats, RequestRecord, SocketCounts, SocketRecord, SocketStats, Stats};
 pub use credentials::{Key, Provider, UnknownProvider};
 
 use connection::Connection;

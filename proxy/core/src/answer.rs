@@ -14,6 +14,8 @@ use crate::dialect::Dialect;
 pub enum Refusal {
     /// Framing, path or body that cannot be understood in one way only.
     InvalidRequest(Cow<'static, str>),
+    /// A WebSocket handshake of another version than 13.
+    WebSocketVersion,
     /// The head did not arrive within `HEAD_TIMEOUT`.
     HeadTimeout,
     /// The head is larger than we take.
@@ -89,6 +91,7 @@ impl Refusal {
             Self::HeadTimeout => 408,
             Self::TooLarge(_) => 413,
             Self::UnsupportedBody(_) => 415,
+            Self::WebSocketVersion => 426,
             Self::RateLimited { .. } | Self::QuotaUsedUp(_) => 429,
             Self::HeadTooLarge => 431,
             Self::Internal => 500,
@@ -101,7 +104,9 @@ impl Refusal {
     /// The stable code that programs and records read.
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::InvalidRequest(_) | Self::HeadTimeout | Self::HeadTooLarge => "invalid_request",
+            Self::InvalidRequest(_) | Self::WebSocketVersion | Self::HeadTimeout | Self::HeadTooLarge => {
+                "invalid_request"
+            }
             Self::InvalidApiKey => "invalid_api_key",
             Self::TokenExpired => "token_expired",
             Self::TokenRevoked => "token_revoked",
@@ -178,6 +183,7 @@ impl Refusal {
             Self::InvalidApiKey => {
                 "No valid llm-proxy token. Send one made by `llm-proxy manage token create` where your SDK puts its API key.".into()
             }
+            Self::WebSocketVersion => "Only version 13 of the WebSocket protocol is spoken here.".into(),
             Self::TokenExpired => "This llm-proxy token has expired. Ask your admin for a new one.".into(),
             Self::TokenRevoked => "This llm-proxy token was revoked. Ask your admin for a new one.".into(),
             Self::ProjectInactive => "The project of this llm-proxy token is switched off. Ask your admin.".into(),
@@ -289,6 +295,7 @@ mod tests {
     fn every() -> Vec<Refusal> {
         vec![
             Refusal::InvalidRequest("why".into()),
+            Refusal::WebSocketVersion,
             Refusal::HeadTimeout,
             Refusal::HeadTooLarge,
             Refusal::InvalidApiKey,

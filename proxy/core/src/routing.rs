@@ -209,6 +209,7 @@ const GEMINI: &[Endpoint] = &[
     row("/v1beta/files", ModelPlace::None),
     row("/v1beta/files/{id}", ModelPlace::None),
     row("/upload/v1beta/files", ModelPlace::None),
+    row("/ws/google.ai.generativelanguage.v1.GenerativeService.BidiGenerateContent", ModelPlace::Socket),
     row("/ws/google.ai.generativelanguage.v1alpha.GenerativeService.BidiGenerateContent", ModelPlace::Socket),
     row(
         "/ws/google.ai.generativelanguage.v1alpha.GenerativeService.BidiGenerateContentConstrained",

@@ -62,8 +62,12 @@ pub fn find<'a>(
     for name in query_forms(dialect) {
         for value in target.query_values(name) {
             let text = decode(value.value).ok_or(NoToken)?;
-            let text =
-                if *name == "Authorization" { Cow::Owned(bearer(&text).ok_or(NoToken)?.to_owned()) } else { text };
+            let text = if *name == "Authorization" {
+                // URLSearchParams writes the space behind `Bearer` as a plus.
+                Cow::Owned(bearer(&text.replace('+', " ")).ok_or(NoToken)?.to_owned())
+            } else {
+                text
+            };
             take(&mut forms.query, text)?;
         }
     }

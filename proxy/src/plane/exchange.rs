@@ -125,7 +125,10 @@ async fn carry(
     if call.content_length().is_some_and(|length| length > upstream.max_request_bytes) {
         return Err(Refusal::TooLarge(upstream.max_request_bytes).into());
     }
-    let upgrade = upgrade.map_err(|bad| Refusal::InvalidRequest(bad.to_string().into()))?;
+    let upgrade = upgrade.map_err(|bad| match bad {
+        BadUpgrade::Version => Refusal::WebSocketVersion,
+        BadUpgrade::Malformed(_) => Refusal::InvalidRequest(bad.to_string().into()),
+    })?;
     let rule = match &upgrade {
         Some(_) => {
             exchange.model_requested = judge::socket(&target, api, &known, &route)?;

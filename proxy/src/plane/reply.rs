@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
+use llm_proxy_core::websocket::handshake;
 use tokio::time::timeout;
 
 use crate::http1::{Client, Outgoing, put_date, put_field, put_status};
@@ -33,6 +34,12 @@ pub fn fields(refusal: &Refusal, dialect: Dialect, request_id: &str) -> Vec<(&'s
             fields.push(("x-ratelimit-remaining-requests", "0".into()));
             fields.push(("x-ratelimit-reset-requests", format!("{retry_after_ms}ms").into()));
         }
+        // RFC 6455 §4.4, RFC 9110 §15.5.22
+        Refusal::WebSocketVersion => fields.extend([
+            ("sec-websocket-version", handshake::VERSION.into()),
+            ("upgrade", "websocket".into()),
+            ("connection", "upgrade".into()),
+        ]),
         Refusal::MethodNotAllowed(allowed) => fields.push(("allow", allowed.clone().into())),
         _ => {}
     }

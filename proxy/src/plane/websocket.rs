@@ -177,6 +177,8 @@ struct Lane {
     is_dirty: bool,
     /// Nothing more comes.
     is_over: bool,
+    /// A frame of ours may stand behind what was passed on: it ended with a frame, and none of them said goodbye.
+    takes_frame: bool,
 }
 
 impl Lane {
@@ -187,6 +189,7 @@ impl Lane {
             ready: BytesMut::new(),
             is_dirty: false,
             is_over: false,
+            takes_frame: true,
         }
     }
 
@@ -197,6 +200,7 @@ impl Lane {
     /// What was read goes on.
     fn pass(&mut self) {
         self.is_dirty = !self.read.is_empty();
+        self.takes_frame = self.follower.is_at_boundary() && !self.follower.is_closing();
         std::mem::swap(&mut self.read, &mut self.ready);
     }
 }
@@ -251,6 +255,10 @@ where
                 return end;
             }
             down.pass();
+        }
+        let both_said_goodbye = down.follower.is_closing() && up.follower.is_closing();
+        if both_said_goodbye && !down.is_dirty && !up.is_dirty {
+            return End::Closed;
         }
         if down.is_over && !down.is_dirty {
             return if down.follower.is_closing() { End::Closed } else { End::ProviderGone };
@@ -353,10 +361,7 @@ async fn say_goodbye(
     (up, provider_out): (&mut Lane, &mut (impl AsyncWrite + Unpin)),
     (down, client_out, client_in): (&mut Lane, &mut (impl AsyncWrite + Unpin), &mut (impl AsyncRead + Unpin)),
 ) {
-    // What was read and not passed on does not count: the follower has seen it, the peer has not.
-    let told =
-        end.told().filter(|_| down.read.is_empty() && down.follower.is_at_boundary() && !down.follower.is_closing());
-    if let Some((code, reason)) = told {
+    if let Some((code, reason)) = end.told().filter(|_| down.takes_frame) {
         down.ready.extend_from_slice(&close_frame(code, reason, None));
     }
     let to_client = timeout(LAST_FRAME, async {
@@ -364,7 +369,7 @@ async fn say_goodbye(
         client_out.shutdown().await
     });
     let to_provider = timeout(LAST_FRAME, async {
-        if up.read.is_empty() && up.follower.is_at_boundary() && !up.follower.is_closing() {
+        if up.takes_frame {
             up.ready.extend_from_slice(&close_frame(code::GOING_AWAY, "", Some(rand::random())));
         }
         push(provider_out, &mut up.ready).await?;

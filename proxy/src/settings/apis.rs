@@ -454,6 +454,19 @@ openai-eu:
     }
 
     #[test]
+    fn a_provider_may_have_authorities_of_its_own_without_a_certificate_of_ours_and_the_other_way_round() {
+        let files = |text: &str| {
+            let api = apis(text).unwrap().remove(0);
+            [api.ca_file, api.client_cert_file, api.client_key_file].map(|file| file.is_some())
+        };
+        assert_eq!(files("openai: {}"), [false, false, false]);
+        assert_eq!(files("openai: {ca_file: a}"), [true, false, false]);
+        assert_eq!(files("openai: {client_cert_file: a, client_key_file: b}"), [false, true, true]);
+        // One file may have both.
+        assert_eq!(files("openai: {client_cert_file: a, client_key_file: a, ca_file: a}"), [true, true, true]);
+    }
+
+    #[test]
     fn a_name_alone_is_its_dialect_with_every_default() {
         for name in ["openai", "anthropic", "gemini"] {
             let expected: Vec<_> = defaults(TOTAL).into_iter().filter(|api| api.name == name).collect();
@@ -563,6 +576,25 @@ openai-eu:
             ),
             ("openai: {inject_usage: true}", "apis.openai.inject_usage: found true, expected false: asking streams"),
             ("openai: {inject_usage: yes}", "apis.openai.inject_usage: found \"yes\", expected false"),
+            ("openai: {ca_file: }", "apis.openai.ca_file: found nothing, expected the path of a PEM file"),
+            ("openai: {ca_file: ''}", "apis.openai.ca_file: found \"\", expected the path of a PEM file"),
+            ("openai: {ca_file: [a, b]}", "apis.openai.ca_file: found a list, expected the path of a PEM file"),
+            (
+                "openai: {client_cert_file: a}",
+                "f:1:28: apis.openai.client_cert_file: found no `client_key_file` beside it, expected both",
+            ),
+            (
+                "openai: {client_key_file: a}",
+                "f:1:27: apis.openai.client_key_file: found no `client_cert_file` beside it, expected both",
+            ),
+            (
+                "openai: {base_url: 'http://a', ca_file: b}",
+                "f:1:41: apis.openai.ca_file: found a file, expected none: `base_url` is not https",
+            ),
+            (
+                "openai: {base_url: 'http://a', client_cert_file: b, client_key_file: c}",
+                "apis.openai.client_cert_file: found a file, expected none: `base_url` is not https",
+            ),
         ] {
             let error = apis(text).unwrap_err();
             assert!(error.starts_with("f:"), "{text}: {error}");

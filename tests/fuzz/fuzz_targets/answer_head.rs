@@ -21,7 +21,10 @@ fuzz_target!(|input: &[u8]| {
         None => stream,
     };
     let to_head = how & 1 == 1;
-    match (AnswerHead::parse(Bytes::copy_from_slice(raw), if to_head { Asked::Head } else { Asked::Ordinary }), http::answer(raw, to_head)) {
+    match (
+        AnswerHead::parse(Bytes::copy_from_slice(raw), if to_head { Asked::Head } else { Asked::Ordinary }),
+        http::answer(raw, to_head),
+    ) {
         (Err(_), None) => {}
         (Err(wrong), Some(expected)) => panic!("refused ({wrong:?}), but it reads as {expected:?}"),
         (Ok(head), None) => panic!("taken, but it has to be refused: {head:?}"),

@@ -24,6 +24,15 @@ export async function received() {
   return (await books('stats')).requests;
 }
 
+/** What the provider saw of the WebSocket that was opened last, as soon as it is over. */
+export async function lastSocket() {
+  for (const end = Date.now() + WAIT_MS; Date.now() < end; await sleep(5)) {
+    const entry = (await books('requests?last=1')).at(-1);
+    if (entry.socket !== null && entry.finished_ms !== null) return entry.socket;
+  }
+  throw new Error(`the provider's last WebSocket was not over within ${WAIT_MS} ms`);
+}
+
 /** Watches the next request; one at a time, since nothing else tells whose it is. */
 export async function watch() {
   const before = await received();

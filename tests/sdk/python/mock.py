@@ -69,11 +69,12 @@ class Seen:
 
 
 class Entry:
-    """One request in the books; times in seconds since the epoch, `None` for what has not happened."""
+    """One request in the books; times in seconds since the epoch, `None` for what has not happened or is no WebSocket."""
 
     def __init__(self, fields):
         self.finished = seconds(fields["finished_ms"])
         self.client_closed = seconds(fields["client_closed_at_ms"])
+        self.socket = fields["socket"]
 
 
 def seconds(milliseconds):

@@ -66,6 +66,57 @@ pub struct RequestRecord {
     pub client_closed_at_ms: Option<u64>,
     /// The same, from the head on.
     pub closed_after_ms: Option<u64>,
+    /// What went over it if it became a WebSocket; the frames themselves, as received, are then the body.
+    pub socket: Option<SocketRecord>,
+}
+
+/// What went over one WebSocket, or over all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SocketCounts {
+    /// Whole messages received, text or binary.
+    pub messages: u64,
+    /// Bytes of their payloads.
+    pub message_bytes: u64,
+    /// Pings received.
+    pub pings: u64,
+    /// Pongs received.
+    pub pongs: u64,
+    /// Messages sent.
+    pub sent_messages: u64,
+    /// Bytes of their payloads.
+    pub sent_bytes: u64,
+}
+
+/// One WebSocket as far as it went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SocketRecord {
+    /// The subprotocol chosen.
+    pub protocol: Option<String>,
+    /// How much went over it.
+    #[serde(flatten)]
+    pub counts: SocketCounts,
+    /// The code of the close frame received; 1005 if it had none (RFC 6455 §7.1.5).
+    pub close_code: Option<u16>,
+    /// Its reason.
+    pub close_reason: Option<String>,
+    /// What was wrong with a frame received.
+    pub bad_frame: Option<&'static str>,
+}
+
+/// WebSockets since start or reset.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SocketStats {
+    /// Handshakes answered with 101.
+    pub opened: u64,
+    /// Open now.
+    pub open: u64,
+    /// How much went over them.
+    #[serde(flatten)]
+    pub counts: SocketCounts,
+    /// Close frames received, by code.
+    pub closes: BTreeMap<u16, u64>,
+    /// Sockets on which a frame was wrong.
+    pub bad_frames: u64,
 }
 
 impl RequestRecord {
@@ -119,6 +170,8 @@ pub struct Stats {
     pub in_flight: u64,
     /// Most of them at once.
     pub max_in_flight: u64,
+    /// WebSockets. Their tokens count as soon as they are told.
+    pub sockets: SocketStats,
 }
 
 /// A request body as far as it was received.
@@ -176,6 +229,7 @@ impl Books {
             ended: None,
             client_closed_at_ms: None,
             closed_after_ms: None,
+            socket: None,
         };
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
@@ -218,6 +272,60 @@ impl Books {
         record.answered_ms = Some(now_ms());
     }
 
+    /// The 101 is about to be written; every `opened` is followed by one `closed`.
+    pub(super) fn opened(&self, id: u64, protocol: Option<&str>) {
+        let mut inner = self.inner.lock();
+        let stats = &mut inner.stats;
+        let by_status = stats.by_status.entry(101).or_default();
+        *by_status = by_status.saturating_add(1);
+        stats.sockets.opened = stats.sockets.opened.saturating_add(1);
+        stats.sockets.open = stats.sockets.open.saturating_add(1);
+        let Some(record) = inner.record(id) else { return };
+        record.status = Some(101);
+        record.answered_ms = Some(now_ms());
+        record.socket = Some(SocketRecord { protocol: protocol.map(str::to_owned), ..SocketRecord::default() });
+    }
+
+    /// More has gone over a WebSocket.
+    pub(super) fn passed(&self, id: u64, more: SocketCounts) {
+        let mut inner = self.inner.lock();
+        inner.stats.sockets.counts.add(more);
+        if let Some(socket) = inner.socket(id) {
+            socket.counts.add(more);
+        }
+    }
+
+    /// A message sent over a WebSocket has told of tokens.
+    pub(super) fn spent(&self, key: Option<&str>, tokens: Tokens) {
+        self.inner.lock().stats.spend(key, tokens);
+    }
+
+    /// A close frame has come.
+    pub(super) fn said_close(&self, id: u64, code: u16, reason: String) {
+        let mut inner = self.inner.lock();
+        let by_code = inner.stats.sockets.closes.entry(code).or_default();
+        *by_code = by_code.saturating_add(1);
+        if let Some(socket) = inner.socket(id) {
+            socket.close_code = Some(code);
+            socket.close_reason = Some(reason);
+        }
+    }
+
+    /// A frame has come that no client may send.
+    pub(super) fn bad_frame(&self, id: u64, reason: &'static str) {
+        let mut inner = self.inner.lock();
+        inner.stats.sockets.bad_frames = inner.stats.sockets.bad_frames.saturating_add(1);
+        if let Some(socket) = inner.socket(id) {
+            socket.bad_frame = Some(reason);
+        }
+    }
+
+    /// A WebSocket is over.
+    pub(super) fn closed(&self) {
+        let mut inner = self.inner.lock();
+        inner.stats.sockets.open = inner.stats.sockets.open.saturating_sub(1);
+    }
+
     /// The exchange is over. `answer_bytes`: body bytes written; `tokens`: those of an answer sent whole.
     pub(super) fn end(&self, id: u64, key: Option<&str>, ended: Ended, answer_bytes: u64, tokens: Option<Tokens>) {
         let now = now_ms();
@@ -232,9 +340,7 @@ impl Books {
         };
         *count = count.saturating_add(1);
         if let (Ended::Finished, Some(tokens)) = (ended, tokens) {
-            let key = key.unwrap_or("(refused)");
-            stats.tokens.add(tokens);
-            add(&mut stats.by_key, key, |key: &mut KeyStats| key.tokens.add(tokens));
+            stats.spend(key, tokens);
         }
         let Some(record) = inner.record(id) else { return };
         record.finished_ms = Some(now);
@@ -263,6 +369,7 @@ impl Books {
             open_connections: inner.stats.open_connections,
             in_flight: inner.stats.in_flight,
             max_in_flight: inner.stats.in_flight,
+            sockets: SocketStats { open: inner.stats.sockets.open, ..SocketStats::default() },
             ..Stats::default()
         };
     }
@@ -274,6 +381,28 @@ impl Inner {
         let back = usize::try_from(self.last_id.checked_sub(id)?).ok()?;
         let at = self.remembered.len().checked_sub(1)?.checked_sub(back)?;
         self.remembered.get_mut(at)
+    }
+
+    fn socket(&mut self, id: u64) -> Option<&mut SocketRecord> {
+        self.record(id)?.socket.as_mut()
+    }
+}
+
+impl Stats {
+    fn spend(&mut self, key: Option<&str>, tokens: Tokens) {
+        self.tokens.add(tokens);
+        add(&mut self.by_key, key.unwrap_or("(refused)"), |key: &mut KeyStats| key.tokens.add(tokens));
+    }
+}
+
+impl SocketCounts {
+    fn add(&mut self, more: Self) {
+        self.messages = self.messages.saturating_add(more.messages);
+        self.message_bytes = self.message_bytes.saturating_add(more.message_bytes);
+        self.pings = self.pings.saturating_add(more.pings);
+        self.pongs = self.pongs.saturating_add(more.pongs);
+        self.sent_messages = self.sent_messages.saturating_add(more.sent_messages);
+        self.sent_bytes = self.sent_bytes.saturating_add(more.sent_bytes);
     }
 }
 
@@ -326,5 +455,24 @@ mod tests {
         let stats = books.stats();
         assert_eq!((stats.requests, stats.in_flight, stats.aborts), (1500, 1498, 1));
         assert_eq!(stats.by_key["k"].tokens, Tokens { input: 3, output: 4 });
+    }
+
+    #[test]
+    fn a_socket_counts_while_it_lives() {
+        let books = Books::default();
+        let id = books.begin(&Bytes::from_static(b"GET / HTTP/1.1\r\n\r\n"), "/", Some("k"));
+        books.passed(id, SocketCounts { messages: 9, ..SocketCounts::default() });
+        books.opened(id, Some("realtime"));
+        books.passed(id, SocketCounts { messages: 1, message_bytes: 5, ..SocketCounts::default() });
+        books.spent(Some("k"), Tokens { input: 3, output: 4 });
+        books.said_close(id, 4001, "bye".to_owned());
+        let socket = books.requests(1).remove(0).socket.unwrap();
+        assert_eq!((socket.counts.messages, socket.counts.message_bytes), (1, 5));
+        assert_eq!((socket.protocol.as_deref(), socket.close_code), (Some("realtime"), Some(4001)));
+        books.reset();
+        assert_eq!(books.stats().sockets, SocketStats { open: 1, ..SocketStats::default() });
+        books.closed();
+        books.end(id, Some("k"), Ended::Finished, 10, None);
+        assert_eq!((books.stats().sockets.open, books.stats().tokens), (0, Tokens::default()));
     }
 }

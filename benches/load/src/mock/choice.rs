@@ -196,12 +196,21 @@ impl Answers {
 impl Endpoint {
     /// Whether the request body is one JSON object.
     pub(super) fn takes_json(self) -> bool {
-        !matches!(self, Self::Transcriptions | Self::Models | Self::Model | Self::Files | Self::Recorded | Self::Echo)
+        !matches!(
+            self,
+            Self::Transcriptions
+                | Self::Models
+                | Self::Model
+                | Self::Files
+                | Self::Socket
+                | Self::Recorded
+                | Self::Echo
+        )
     }
 }
 
 /// Models that are asked for in order to be refused.
-fn of_model(provider: Provider, model: &str) -> Option<Problem<'_>> {
+pub(super) fn of_model(provider: Provider, model: &str) -> Option<Problem<'_>> {
     if model.contains("does-not-exist") {
         Some(Problem::UnknownModel(model))
     } else if model.contains("rate-limited") {

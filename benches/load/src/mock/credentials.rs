@@ -78,6 +78,9 @@ pub(super) fn default_keys() -> Vec<Key> {
     .collect()
 }
 
+/// How a browser's WebSocket offers an OpenAI key: as a subprotocol.
+pub(super) const KEY_PROTOCOL: &str = "openai-insecure-api-key.";
+
 /// The key a call to `provider` came with. `None` for the provider: a key of any of them will do.
 pub(super) fn check<'a>(keys: &'a [Key], provider: Option<Provider>, head: &Head) -> Result<&'a str, Problem<'static>> {
     let bearer = || head.header("authorization").map(|value| value.strip_prefix(b"Bearer ").unwrap_or_default());
@@ -86,13 +89,24 @@ pub(super) fn check<'a>(keys: &'a [Key], provider: Option<Provider>, head: &Head
         Some(Provider::OpenAi) => [bearer(), None, None, None, None],
         Some(Provider::Anthropic) => [bearer(), head.header("x-api-key"), None, None, None],
         Some(Provider::Gemini) => [head.header("x-goog-api-key"), query("key"), None, None, None],
-        Some(Provider::Azure) => [bearer(), head.header("api-key"), query("api-key"), None, None],
+        // Browsers put theirs into the query of a WebSocket.
+        Some(Provider::Azure) => [bearer(), head.header("api-key"), query("api-key"), query_bearer(head), None],
         None => {
             [bearer(), head.header("x-api-key"), head.header("api-key"), head.header("x-goog-api-key"), query("key")]
         }
     };
+    let mut presented: Vec<&[u8]> = presented.into_iter().flatten().collect();
+    if matches!(provider, None | Some(Provider::OpenAi)) {
+        let in_fields = presented.len();
+        let protocols = head.elements("sec-websocket-protocol");
+        presented.extend(protocols.filter_map(|item| item.strip_prefix(KEY_PROTOCOL.as_bytes())));
+        if provider.is_some() && in_fields > 0 && presented.len() > in_fields {
+            let told = "You must only send one of protocol api key and Authorization header.";
+            return Err(Problem::Unreadable(told.to_owned()));
+        }
+    }
     let mut found = None;
-    for value in presented.into_iter().flatten() {
+    for value in presented {
         let key = keys
             .iter()
             .find(|key| provider.is_none_or(|provider| key.provider == provider) && key.value.as_bytes() == value)
@@ -100,6 +114,13 @@ pub(super) fn check<'a>(keys: &'a [Key], provider: Option<Provider>, head: &Head
         found = Some(key.value.as_str());
     }
     found.ok_or(Problem::NoKey)
+}
+
+/// `?Authorization=Bearer …`, its space encoded in one of the two ways there are.
+fn query_bearer(head: &Head) -> Option<&[u8]> {
+    let value = head.query("Authorization")?;
+    let token = value.strip_prefix("Bearer%20").or_else(|| value.strip_prefix("Bearer+"));
+    Some(token.unwrap_or_default().as_bytes())
 }
 
 #[cfg(test)]
@@ -120,6 +141,17 @@ mod tests {
             (Provider::Gemini, "/?key=mock-gemini", "a: b", true),
             (Provider::Gemini, "/", "x-goog-api-key: mock-gemini", true),
             (Provider::Azure, "/", "api-key: mock-azure", true),
+            (Provider::Azure, "/?api-key=mock-azure", "a: b", true),
+            (Provider::Azure, "/?Authorization=Bearer%20mock-azure", "a: b", true),
+            (Provider::Azure, "/?Authorization=Bearer+other", "api-key: mock-azure", false),
+            (Provider::OpenAi, "/", "sec-websocket-protocol: realtime, openai-insecure-api-key.sk-mock-openai", true),
+            (Provider::OpenAi, "/", "sec-websocket-protocol: openai-insecure-api-key.other", false),
+            (
+                Provider::OpenAi,
+                "/",
+                "sec-websocket-protocol: openai-insecure-api-key.sk-mock-openai\r\nauthorization: Bearer sk-mock-openai",
+                false,
+            ),
         ] {
             let text = format!("GET {target} HTTP/1.1\r\nhost: a\r\n{field}\r\n\r\n");
             let head = Head::take(&mut BytesMut::from(text.as_str())).unwrap().unwrap();

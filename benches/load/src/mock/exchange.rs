@@ -15,8 +15,10 @@ use super::connection::{Connection, Next, PeerGone};
 use super::credentials::{self, Key, Provider};
 use super::errors::{self, Problem};
 use super::head::{BadHead, Head};
+use super::opening::Upgrade;
 use super::routes::{Endpoint, Route, route};
 use super::send::{EARLY_HINTS, Sent, send, send_garbage};
+use super::socket::{self, Opened};
 use super::steering::{AnswerFraming, Fault, Steering};
 use crate::body::{Body, Framing, Step};
 
@@ -66,7 +68,7 @@ async fn exchange(connection: &mut Connection, state: &State, head: &Head) -> bo
     let checked = credentials::check(&state.keys, provider, head);
     let key = checked.as_ref().ok().copied();
     let id = state.books.begin(&head.raw, &route.template, key);
-    let (sent, tokens) = carry(connection, state, head, &route, checked.as_ref().err(), id).await;
+    let (sent, tokens) = carry(connection, state, head, &route, &checked, id).await;
     state.books.end(id, key, sent.ended, sent.body_bytes, tokens);
     sent.keep_alive
 }
@@ -76,10 +78,10 @@ async fn carry(
     state: &State,
     head: &Head,
     route: &Route<'_>,
-    refused: Option<&Problem<'static>>,
+    checked: &Result<&str, Problem<'static>>,
     id: u64,
 ) -> (Sent, Option<Tokens>) {
-    let (endpoint, steering) = match judge(head, route, refused) {
+    let (endpoint, steering) = match judge(head, route, checked.as_ref().err()) {
         Ok((endpoint, steering)) => (Ok(endpoint), steering),
         Err(problem) => (Err(problem), Steering::default()),
     };
@@ -110,12 +112,19 @@ async fn carry(
     };
     state.books.received(id, &body, true);
 
-    let answer = match endpoint {
-        Err(problem) => errors::answer(&state.answers.recordings, route.provider, &problem),
-        Ok(Endpoint::Echo) if steering.recording.is_none() => Arc::new(echo(head, &body, steering.status)),
+    let refusal = |problem: &Problem<'_>| errors::answer(&state.answers.recordings, route.provider, problem);
+    let reply = match endpoint {
+        Err(problem) => Reply::Answer(refusal(&problem)),
+        Ok(Endpoint::Echo) if steering.recording.is_none() => {
+            Reply::Answer(Arc::new(echo(head, &body, steering.status)))
+        }
+        Ok(Endpoint::Socket) if !steering.refuses_socket() => match Upgrade::judge(head, route) {
+            Ok(upgrade) => Reply::Socket(upgrade),
+            Err(problem) => Reply::Answer(refusal(&problem)),
+        },
         Ok(endpoint) => {
             let is_sse = head.query("alt") == Some("sse");
-            state.answers.choose(route, endpoint, &steering, &body.kept, body.bytes, is_sse)
+            Reply::Answer(state.answers.choose(route, endpoint, &steering, &body.kept, body.bytes, is_sse))
         }
     };
     if let Some(delay) = steering.delay
@@ -138,8 +147,22 @@ async fn carry(
         }
         _ => {}
     }
-    state.books.answering(id, &answer);
-    (send(connection, &answer, &steering, head).await, answer.tokens)
+    match reply {
+        Reply::Answer(answer) => {
+            state.books.answering(id, &answer);
+            (send(connection, &answer, &steering, head).await, answer.tokens)
+        }
+        Reply::Socket(upgrade) => {
+            let key = checked.as_ref().ok().copied();
+            (socket::serve(connection, state, Opened { id, key, route, upgrade, steering: &steering }).await, None)
+        }
+    }
+}
+
+/// What a request gets.
+enum Reply {
+    Answer(Arc<Answer>),
+    Socket(Upgrade),
 }
 
 /// What the head alone decides: where the request goes and how it is answered, or why not.
@@ -152,7 +175,12 @@ fn judge(
     if let Some(problem) = refused {
         return Err(problem.clone());
     }
-    Ok((endpoint, Steering::parse(head).map_err(Problem::Unreadable)?))
+    let steering = Steering::parse(head).map_err(Problem::Unreadable)?;
+    let is_socket = endpoint == Endpoint::Socket && !steering.refuses_socket();
+    match steering.misplaced(is_socket) {
+        Some(name) => Err(Problem::Unreadable(format!("{name} means nothing here"))),
+        None => Ok((endpoint, steering)),
+    }
 }
 
 /// Why a request body did not arrive whole.

@@ -52,6 +52,12 @@ impl Head {
         self.headers.iter().find(|(own, _)| own.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value.as_ref())
     }
 
+    /// The elements of a list field (RFC 9110 §5.6.1), over all lines of it.
+    pub(super) fn elements(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let lines = self.headers.iter().filter(move |(own, _)| own.eq_ignore_ascii_case(name.as_bytes()));
+        lines.flat_map(|(_, value)| value.split(|octet| *octet == b',')).map(<[u8]>::trim_ascii)
+    }
+
     /// The path of the target, without its query.
     pub(super) fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
@@ -171,6 +177,7 @@ mod tests {
         assert_eq!(buffer, "rest".as_bytes());
         assert_eq!((head.path(), head.query("alt")), ("/v1/x", Some("sse")));
         assert_eq!(head.header("x-odd"), Some(b"two".as_slice()));
+        assert_eq!(head.elements("transfer-encoding").collect::<Vec<_>>(), [b"Chunked"]);
         assert_eq!(head.framing, Framing::Chunked);
         assert!(head.keep_alive);
     }

@@ -28,6 +28,8 @@ pub(super) enum Endpoint {
     EmbedContent,
     BatchEmbedContents,
     CountContents,
+    /// A WebSocket.
+    Socket,
     /// Any other path, with a recording asked for by name.
     Recorded,
     Echo,
@@ -40,14 +42,18 @@ pub(super) struct Route<'a> {
     pub(super) endpoint: Result<Endpoint, Problem<'static>>,
     /// The path with ids replaced, for the books.
     pub(super) template: Cow<'static, str>,
-    /// The model, where the path names it.
+    /// The model, where the path names it, or the query of a WebSocket.
     pub(super) model: Option<&'a str>,
 }
 
 /// Finds the endpoint of a request. `has_recording`: the request names a recording.
 pub(super) fn route(head: &Head, has_recording: bool) -> Route<'_> {
     let path = head.path();
-    let found = fixed(head, path).or_else(|| azure(path)).or_else(|| gemini(path)).or_else(|| model(head, path));
+    let found = fixed(head, path)
+        .or_else(|| socket(head, path))
+        .or_else(|| azure(path))
+        .or_else(|| gemini(path))
+        .or_else(|| model(head, path));
     let Some((endpoint, method, mut route)) = found else {
         let endpoint = if has_recording { Ok(Endpoint::Recorded) } else { Err(Problem::UnknownPath) };
         return Route { provider: provider_of(head), endpoint, template: Cow::Borrowed("(other)"), model: None };
@@ -93,6 +99,24 @@ fn fixed<'a>(head: &Head, path: &str) -> Option<Found<'a>> {
         _ => return None,
     };
     found(endpoint, method, provider, template, None)
+}
+
+/// The realtime APIs. Azure calls a model a deployment in the older path; Gemini names it in the first message.
+fn socket<'a>(head: &'a Head, path: &str) -> Option<Found<'a>> {
+    let (provider, model) = match path {
+        "/v1/realtime" => (Provider::OpenAi, head.query("model")),
+        "/openai/realtime" => (Provider::Azure, head.query("deployment")),
+        "/openai/v1/realtime" => (Provider::Azure, head.query("model")),
+        _ => {
+            let version = path.strip_prefix("/ws/google.ai.generativelanguage.")?;
+            let version = version.strip_suffix(".GenerativeService.BidiGenerateContent")?;
+            if !matches!(version, "v1" | "v1alpha" | "v1beta") {
+                return None;
+            }
+            (Provider::Gemini, None)
+        }
+    };
+    found(Endpoint::Socket, "GET", provider, path.to_owned(), model)
 }
 
 /// `/openai/deployments/{deployment}/…` and the newer `/openai/v1/…`.
@@ -186,6 +210,27 @@ mod tests {
                 Ok(Endpoint::Chat),
                 "/openai/deployments/{deployment}/chat/completions",
                 Some("d"),
+            ),
+            (
+                "GET /v1/realtime?model=gpt-realtime",
+                Provider::OpenAi,
+                Ok(Endpoint::Socket),
+                "/v1/realtime",
+                Some("gpt-realtime"),
+            ),
+            (
+                "GET /openai/realtime?api-version=1&deployment=d",
+                Provider::Azure,
+                Ok(Endpoint::Socket),
+                "/openai/realtime",
+                Some("d"),
+            ),
+            (
+                "GET /ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent?key=k",
+                Provider::Gemini,
+                Ok(Endpoint::Socket),
+                "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent",
+                None,
             ),
             ("POST /v1/nothing", Provider::OpenAi, Err(Problem::UnknownPath), "(other)", None),
         ] {

@@ -21,7 +21,7 @@ use super::steering::{AnswerFraming, Encoding, Fault, Garbage, Split, Steering};
 /// Unwritten bytes held before they go out, where nobody asked for single pieces.
 const WRITE_BYTES: usize = 256 * 1024;
 /// Between the last bytes and a reset, so that the bytes are read before it.
-const BEFORE_RESET: Duration = Duration::from_millis(20);
+pub(super) const BEFORE_RESET: Duration = Duration::from_millis(20);
 /// An answer nobody asked for, as a desynchronised provider sends it.
 const EXTRA_BYTES: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 9\r\n\r\nsmuggled!";
 pub(super) const EARLY_HINTS: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n";
@@ -110,20 +110,26 @@ fn shaped(answer: &Answer, steering: &Steering) -> io::Result<Pieces> {
     if !is_paced {
         pieces = vec![Bytes::from(pieces.concat())];
     }
-    let mut sizes = match split {
-        Split::Fixed(size) => Sizes::Fixed(size),
-        Split::Random(seed) => Sizes::Random(Box::new(StdRng::seed_from_u64(seed))),
-    };
+    let mut sizes = Sizes::of(split);
     Ok(pieces.into_iter().map(|piece| sizes.cut(piece)).collect())
 }
 
-enum Sizes {
+/// The sizes of pieces, one after another.
+pub(super) enum Sizes {
     Fixed(usize),
     Random(Box<StdRng>),
 }
 
 impl Sizes {
-    fn cut(&mut self, mut piece: Bytes) -> Vec<Bytes> {
+    pub(super) fn of(split: Split) -> Self {
+        match split {
+            Split::Fixed(size) => Self::Fixed(size),
+            Split::Random(seed) => Self::Random(Box::new(StdRng::seed_from_u64(seed))),
+        }
+    }
+
+    /// All of `piece` in parts, none for an empty one.
+    pub(super) fn cut(&mut self, mut piece: Bytes) -> Vec<Bytes> {
         let mut parts = Vec::new();
         while !piece.is_empty() {
             let size = match self {

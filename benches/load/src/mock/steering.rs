@@ -87,6 +87,78 @@ pub(super) enum Fault {
     Drip(Duration),
 }
 
+/// How the opening of a WebSocket goes wrong, or otherwise than usual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// `sec-websocket-accept` answers another key.
+    WrongAccept,
+    /// Agrees on an extension that nobody asked for.
+    Extension,
+    /// Chooses a subprotocol that nobody offered.
+    ForeignProtocol,
+    /// Chooses the subprotocol that is the credential.
+    EchoCredential,
+    /// The first words in one segment with the 101.
+    Early,
+}
+
+impl Opening {
+    fn parse(value: &str) -> Option<Self> {
+        Some(match value {
+            "wrong-accept" => Self::WrongAccept,
+            "extension" => Self::Extension,
+            "foreign-protocol" => Self::ForeignProtocol,
+            "echo-credential" => Self::EchoCredential,
+            "early" => Self::Early,
+            _ => return None,
+        })
+    }
+}
+
+/// What is said on a WebSocket in place of the API's own words. Pings and close frames are answered in any case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Talk {
+    /// Nothing.
+    Silent,
+    /// Every message, back to who sent it.
+    Echo,
+    /// One binary message of so many bytes.
+    Big(usize),
+    /// Binary messages of 64 KiB until so many bytes have gone out.
+    Flood(u64),
+    /// After the first words, a close frame with this code and reason.
+    Close(u16, String),
+    /// After the first words, the end of the connection, between two frames.
+    Cut,
+    /// The same in the middle of a frame.
+    CutFrame,
+    /// After the first words, a TCP reset.
+    Reset,
+    /// After the first words, a frame that no server may send: a masked one.
+    BadFrame,
+}
+
+impl Talk {
+    fn parse(value: &str) -> Option<Self> {
+        let (kind, argument) = value.split_once(':').unwrap_or((value, ""));
+        Some(match (kind, argument) {
+            ("silent", "") => Self::Silent,
+            ("echo", "") => Self::Echo,
+            ("big", bytes) => Self::Big(bytes.parse().ok()?),
+            ("flood", bytes) => Self::Flood(bytes.parse().ok()?),
+            ("close", why) => {
+                let (code, reason) = why.split_once(':').unwrap_or((why, ""));
+                Self::Close(code.parse().ok()?, reason.to_owned())
+            }
+            ("cut", "") => Self::Cut,
+            ("cut-frame", "") => Self::CutFrame,
+            ("reset", "") => Self::Reset,
+            ("bad-frame", "") => Self::BadFrame,
+            _ => return None,
+        })
+    }
+}
+
 /// Everything a request asked for; the default asks for nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Steering {
@@ -98,6 +170,8 @@ pub(super) struct Steering {
     pub(super) encoding: Option<Encoding>,
     pub(super) framing: Option<AnswerFraming>,
     pub(super) fault: Option<Fault>,
+    pub(super) opening: Option<Opening>,
+    pub(super) talk: Option<Talk>,
 }
 
 impl Steering {
@@ -125,6 +199,29 @@ impl Steering {
             && self.fault.is_none()
     }
 
+    /// Whether a handshake is refused with an ordinary answer.
+    pub(super) fn refuses_socket(&self) -> bool {
+        self.status.is_some() || self.recording.is_some()
+    }
+
+    /// The first thing asked for that a WebSocket, or what is none, knows nothing of: a test must not ask for nothing.
+    pub(super) fn misplaced(&self, is_socket: bool) -> Option<&'static str> {
+        let fault_fits = matches!(
+            self.fault,
+            None | Some(
+                Fault::HangHead | Fault::ResetHead | Fault::Garbage(_) | Fault::EarlyHints | Fault::SlowRead(_)
+            )
+        );
+        match is_socket {
+            true if self.encoding.is_some() => Some("x-mock-encoding"),
+            true if self.framing.is_some() => Some("x-mock-framing"),
+            true if !fault_fits => Some("x-mock-fault"),
+            false if self.opening.is_some() => Some("x-mock-opening"),
+            false if self.talk.is_some() => Some("x-mock-socket"),
+            _ => None,
+        }
+    }
+
     fn set(&mut self, name: &str, value: &str) -> Option<()> {
         match name {
             "recording" => self.recording = Some(value.to_owned()),
@@ -142,6 +239,8 @@ impl Steering {
                 });
             }
             "fault" => self.fault = Some(fault(value)?),
+            "opening" => self.opening = Some(Opening::parse(value)?),
+            "socket" => self.talk = Some(Talk::parse(value)?),
             _ => return None,
         }
         Some(())
@@ -215,8 +314,34 @@ mod tests {
             "x-mock-pace: 5\r\n",
             "x-mock-status: 99\r\n",
             "x-mock-encoding: brotli\r\n",
+            "x-mock-socket: silence\r\n",
+            "x-mock-socket: big\r\n",
+            "x-mock-socket: cut:10\r\n",
+            "x-mock-opening: late\r\n",
         ] {
             assert!(steer(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sockets_are_steered_too_and_nothing_else_is_by_their_headers() {
+        for (value, expected) in [
+            ("echo", Talk::Echo),
+            ("big:3000000", Talk::Big(3_000_000)),
+            ("close:4001", Talk::Close(4001, String::new())),
+            ("close:4001:in a: word", Talk::Close(4001, "in a: word".to_owned())),
+        ] {
+            assert_eq!(steer(&format!("x-mock-socket: {value}\r\n")).unwrap().talk, Some(expected));
+        }
+        for (fields, is_socket, misplaced) in [
+            ("x-mock-socket: echo\r\nx-mock-opening: early\r\nx-mock-split: 3\r\n", true, None),
+            ("x-mock-socket: echo\r\n", false, Some("x-mock-socket")),
+            ("x-mock-opening: early\r\n", false, Some("x-mock-opening")),
+            ("x-mock-fault: slow-read:5\r\n", true, None),
+            ("x-mock-fault: cut:5\r\n", true, Some("x-mock-fault")),
+            ("x-mock-encoding: gzip\r\n", true, Some("x-mock-encoding")),
+        ] {
+            assert_eq!(steer(fields).unwrap().misplaced(is_socket), misplaced, "{fields}");
         }
     }
 }
