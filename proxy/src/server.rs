@@ -365,5 +365,6 @@ fn api(settings: &ApiSettings) -> Api {
             .collect(),
         allowed_origins: settings.allowed_origins.as_deref().map(boxed),
         required_headers: settings.required_headers.as_deref().map(boxed).unwrap_or_default(),
+        inject_usage: settings.inject_usage,
     }
 }

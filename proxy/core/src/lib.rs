@@ -9,6 +9,7 @@ pub mod answer;
 pub mod body;
 pub mod dialect;
 pub mod http1;
+pub mod inject;
 pub mod limits;
 pub mod multipart;
 pub mod network;

@@ -28,6 +28,8 @@ pub struct Api {
     pub allowed_origins: Option<Vec<Box<str>>>,
     /// Lower-case names.
     pub required_headers: Vec<Box<str>>,
+    /// Streams are asked for their usage in the client's place.
+    pub inject_usage: bool,
 }
 
 impl Api {
@@ -406,6 +408,7 @@ mod tests {
             param_whitelist: Vec::new(),
             allowed_origins: None,
             required_headers: Vec::new(),
+            inject_usage: false,
         }
     }
 

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::http1::answer_head::AnswerHead;
 use llm_proxy_core::http1::call::{Call, Name};
+use llm_proxy_core::inject;
 use llm_proxy_core::routing::{Hints, Route};
 use llm_proxy_core::target::Target;
 use llm_proxy_core::token::TokenDigest;
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 use super::clocks::{after, earlier};
 use super::credentials::{self, Remembered};
 use super::forward::Destination;
+use super::held::Hold;
 use super::judge::{self, BodyRule};
 use super::relay::relay;
 use super::send::send;
@@ -136,27 +138,32 @@ async fn carry(
         }
         None => judge::body_rule(call, api, &known, &route)?,
     };
-    if call.expects_continue && rule != BodyRule::Pass {
+    let asks_usage = upgrade.is_none() && judge::asks_usage(call, api, &route, upstream.max_held_bytes);
+    let reads_body = rule != BodyRule::Pass || asks_usage;
+    if call.expects_continue && reads_body {
         invite_body(client).await?;
     }
     let total = upstream.timeouts.total.map(|total| after(exchange.received().into(), total));
     let turn = Turn { gateway, call, upstream, cut: &cut, total };
-    let mut upload = match &rule {
-        BodyRule::Pass => Upload::streamed(call, upstream.max_request_bytes),
-        rule => {
-            let (upload, body) = judged_body(turn, client, exchange).await?;
-            if let Some(model) = judge::body(rule, &body, api, &known, &route)? {
-                exchange.model_requested = Some(model);
-            }
-            upload
+    let mut upload = if reads_body {
+        let (mut body, hold) = whole_body(turn, client, exchange).await?;
+        if let Some(model) = judge::body(&rule, &body, api, &known, &route)? {
+            exchange.model_requested = Some(model);
         }
+        if asks_usage && let inject::Asked::Changed(changed) = inject::ask(&body) {
+            body = changed.into();
+            exchange.hides_usage = true;
+        }
+        Upload::held(body, hold)
+    } else {
+        Upload::streamed(call, upstream.max_request_bytes)
     };
     known
         .state
         .check_rate()
         .map_err(|TooFast { limit, retry_after_ms }| Refusal::RateLimited { limit, retry_after_ms })?;
     let permit = permit(gateway, &known).await?;
-    if call.expects_continue && rule == BodyRule::Pass {
+    if call.expects_continue && !reads_body {
         invite_body(client).await?;
     }
 
@@ -169,6 +176,7 @@ async fn carry(
         placement: &placement,
         key,
         framing: upload.framing,
+        wants_identity: exchange.hides_usage,
         switch: switch.as_ref().map(|(key, offer)| (*key, offer)),
     };
     let mut provider = send(turn, client, exchange, &mut upload, &to, permit).await?;
@@ -229,12 +237,8 @@ async fn invite_body(client: &mut Client) -> Result<(), Stop> {
     reply::patient(client.write_continue()).await.map_err(|_| Stop::ClientGone)
 }
 
-/// Reads the body that a policy must judge. What is judged is what is sent: both share the same bytes.
-async fn judged_body(
-    turn: Turn<'_>,
-    client: &mut Client,
-    exchange: &mut Exchange<'_>,
-) -> Result<(Upload, Bytes), Stop> {
+/// Reads a body whole that must be judged or asked for usage.
+async fn whole_body(turn: Turn<'_>, client: &mut Client, exchange: &mut Exchange<'_>) -> Result<(Bytes, Hold), Stop> {
     let waiting = Instant::now();
     let limit = turn.upstream.max_held_bytes.min(turn.upstream.max_request_bytes);
     let (whole, hold) = tokio::select! {
@@ -243,7 +247,7 @@ async fn judged_body(
         reason = turn.cut.cut() => return Err(Stop::Cut(reason)),
     };
     exchange.waited_for_client = waiting.elapsed();
-    Ok((Upload::held(whole.clone(), hold), whole))
+    Ok((whole, hold))
 }
 
 fn outgoing_target(route: &Route, query: Option<Cow<'_, str>>) -> String {

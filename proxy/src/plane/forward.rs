@@ -27,6 +27,8 @@ pub struct Destination<'a> {
     pub key: &'a ProviderKey,
     /// The body's framing towards the provider.
     pub framing: Framing,
+    /// The answer is to come without a coding, whatever the client takes.
+    pub wants_identity: bool,
     /// The WebSocket that is asked for: its key, and what subprotocols are offered.
     pub switch: Option<(&'a str, &'a Offer)>,
 }
@@ -45,9 +47,13 @@ pub fn request_head(call: &Call, to: &Destination<'_>) -> Vec<u8> {
     for field in call.fields().iter().filter(|field| is_forwarded(field.kind)) {
         let name = call.name(field);
         let is_ours = name.eq_ignore_ascii_case(b"helicone-auth");
-        if !is_ours && !nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) {
+        let is_replaced = to.wants_identity && field.kind == Name::AcceptEncoding;
+        if !is_ours && !is_replaced && !nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) {
             put_field(&mut head, name, call.value(field));
         }
+    }
+    if to.wants_identity {
+        put_field(&mut head, b"accept-encoding", b"identity");
     }
     if !to.switch.is_some_and(|(_, offer)| offer.carries_key) {
         let (name, value) = to.placement.field(to.key);
@@ -94,12 +100,15 @@ const fn is_forwarded(kind: Name) -> bool {
     )
 }
 
-/// How the provider's answer goes on to this client.
-pub fn answer_framing(call: &Call, answer: &AnswerHead) -> Outgoing {
+/// How the provider's answer goes on to this client. `is_edited`: it may lose bytes on the way, so that a length means
+/// nothing.
+pub fn answer_framing(call: &Call, answer: &AnswerHead, is_edited: bool) -> Outgoing {
     match answer.framing() {
-        BodyFraming::Length(length) => Outgoing::Length(length),
-        BodyFraming::Chunked | BodyFraming::UntilClose if call.version == Version::Http10 => Outgoing::UntilClose,
-        BodyFraming::Chunked | BodyFraming::UntilClose => Outgoing::Chunked,
+        BodyFraming::Length(length) if !is_edited => Outgoing::Length(length),
+        BodyFraming::Length(_) | BodyFraming::Chunked | BodyFraming::UntilClose if call.version == Version::Http10 => {
+            Outgoing::UntilClose
+        }
+        BodyFraming::Length(_) | BodyFraming::Chunked | BodyFraming::UntilClose => Outgoing::Chunked,
         // The length that the answer to a GET would have had (RFC 9110 §8.6); 204 has none.
         BodyFraming::None if answer.status() == 204 => Outgoing::NoBody(None),
         BodyFraming::None => Outgoing::NoBody(answer.content_length()),

@@ -171,6 +171,26 @@ pub fn socket_model(model: &str, api: &Api, known: &Known) -> Result<(), Refusal
     }
 }
 
+/// Whether this request may be a stream that we ask for its usage. No policy: what we cannot read passes as it is.
+pub fn asks_usage(call: &Call, api: &Api, route: &Route, max_held_bytes: u64) -> bool {
+    let has_streams = matches!(
+        route.endpoint.template,
+        "/v1/chat/completions"
+            | "/v1/completions"
+            | "/openai/deployments/{deployment}/chat/completions"
+            | "/openai/deployments/{deployment}/completions"
+    );
+    let fits = match call.framing {
+        Framing::None => false,
+        Framing::Length(length) => length <= max_held_bytes,
+        Framing::Chunked => true,
+    };
+    let mut types = call.all(Name::ContentType);
+    let is_json = matches!((types.next(), types.next()), (Some(field), None) if is_json(call.value(field)));
+    let is_plain = call.all(Name::ContentEncoding).all(|field| call.value(field).eq_ignore_ascii_case(b"identity"));
+    api.inject_usage && has_streams && call.method() == "POST" && fits && is_json && is_plain
+}
+
 fn is_json(content_type: &[u8]) -> bool {
     let essence = content_type.split(|byte| *byte == b';').next().unwrap_or(&[]).trim_ascii();
     essence.eq_ignore_ascii_case(b"application/json")

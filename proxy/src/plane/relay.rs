@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::http1::answer_head::{AnswerName, BodyFraming};
+use llm_proxy_core::inject::Hider;
 use llm_proxy_core::usage::{Answer, Meter};
 use llm_proxy_plugins::event::Outcome;
 use tokio::time::{Instant, sleep_until};
@@ -41,7 +42,7 @@ pub async fn relay(
         upload.discard_rest();
     }
     let Some(answer) = provider.http.answer() else { return Err(Refusal::UpstreamInvalid.into()) };
-    let framing = forward::answer_framing(turn.call, answer);
+    let framing = forward::answer_framing(turn.call, answer, exchange.hider.is_some());
     if exchange.is_stopping() {
         client.close_after();
     }
@@ -102,13 +103,25 @@ pub async fn relay(
             _ if exchange.meter.as_ref().is_some_and(Meter::is_over) => exchange.settle(Outcome::Finished, None),
             _ => {}
         }
-        write(client.write_body(&piece), turn.cut, until).await?;
+        match &mut exchange.hider {
+            None => write(client.write_body(&piece), turn.cut, until).await?,
+            Some(hider) => {
+                let mut seen = Vec::with_capacity(piece.len());
+                hider.feed(&piece, &mut seen);
+                write(client.write_body(&seen), turn.cut, until).await?;
+            }
+        }
         // What is here already may share a write with this piece; whatever has to be waited for may not hold it up.
         if next.is_none() {
             write(client.flush(), turn.cut, until).await?;
         }
     }
     exchange.settle(Outcome::Finished, until_close(provider));
+    if let Some(hider) = exchange.hider.take() {
+        let mut rest = Vec::new();
+        hider.finish(&mut rest);
+        write(client.write_body(&rest), turn.cut, turn.idle_deadline(progress)).await?;
+    }
     client.end_body();
     write(client.flush(), turn.cut, turn.idle_deadline(progress)).await
 }
@@ -125,7 +138,11 @@ fn begin_answer(exchange: &mut Exchange<'_>, provider: &Connection) -> Result<()
         content_type: answer.get(AnswerName::ContentType).unwrap_or(b""),
         content_encoding: answer.get(AnswerName::ContentEncoding).unwrap_or(b""),
     };
-    exchange.meter = Some(Meter::new(&head, exchange.endpoint));
+    let meter = Meter::new(&head, exchange.endpoint);
+    let is_plain = head.content_encoding.is_empty() || head.content_encoding.eq_ignore_ascii_case(b"identity");
+    let is_readable = (200..300).contains(&head.status) && is_plain && meter.is_event_stream();
+    exchange.hider = (exchange.hides_usage && is_readable).then(Hider::default);
+    exchange.meter = Some(meter);
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use http::HeaderValue;
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
 use llm_proxy_core::http1::call::{Call, Name};
+use llm_proxy_core::inject::Hider;
 use llm_proxy_core::routing::Route;
 use llm_proxy_core::usage::{Asked, Ended as AnswerEnded, Meter, Metered, Number, Source, Usage};
 use llm_proxy_core::websocket::realtime::Session;
@@ -104,6 +105,10 @@ pub struct Exchange<'a> {
     pub provider_request_id: Option<String>,
     /// Reads the answer as it passes.
     pub meter: Option<Meter>,
+    /// The provider was asked for usage in the client's place.
+    pub hides_usage: bool,
+    /// Takes the usage that nobody asked for out of the answer.
+    pub hider: Option<Hider>,
     /// Reads the provider's side of a WebSocket, in place of an answer.
     pub session: Option<Session>,
     /// The pauses of the answer's stream.
@@ -142,6 +147,8 @@ impl<'a> Exchange<'a> {
             attempt: 0,
             provider_request_id: None,
             meter: None,
+            hides_usage: false,
+            hider: None,
             session: None,
             gaps: Gaps::default(),
             waited_for_client: Duration::ZERO,

@@ -121,7 +121,12 @@ async fn break_off(
         return;
     }
     // Bounded: a client that does not read must not hold up the cut.
+    let mut held = Vec::new();
+    if let Some(hider) = exchange.hider.take() {
+        hider.finish(&mut held);
+    }
     let writing = async {
+        client.write_body(&held).await?;
         if at_boundary {
             client.write_body(&event).await?;
         }

@@ -67,6 +67,8 @@ pub struct ApiSettings {
     pub max_request_bytes: u64,
     /// Largest request body that a policy must read, in bytes; above zero and at most `MAX_HELD_BYTES_TOTAL`.
     pub max_held_bytes: u64,
+    /// Streams are asked for their usage in the client's place, and the extra chunk is hidden from it.
+    pub inject_usage: bool,
     /// PEM file with the only certificate authorities that the provider is checked against. `None`: the system's.
     pub ca_file: Option<PathBuf>,
     /// PEM file with the certificate shown to the provider, and its chain. There together with its key, or not at all.
@@ -120,6 +122,7 @@ fn plain(name: &str, dialect: Dialect, base_url: BaseUrl, held_total: u64) -> Ap
         timeouts: Timeouts::default(),
         max_request_bytes: DEFAULT_MAX_REQUEST_BYTES,
         max_held_bytes: DEFAULT_MAX_HELD_BYTES.min(held_total),
+        inject_usage: false,
         ca_file: None,
         client_cert_file: None,
         client_key_file: None,
@@ -171,8 +174,14 @@ fn read_api(key: &Key, node: &Node, held_total: u64) -> Result<ApiSettings, Sett
                 .error("found no `base_url`, expected your resource's, such as https://NAME.openai.azure.com")
         })?,
     };
-    // Nothing in this version adds the usage chunk, so asking for it must not pass as done.
-    fields.read("inject_usage", &INJECT_USAGE)?;
+    let inject_usage = fields.read("inject_usage", &BOOLEAN)?.unwrap_or(false);
+    if let (Some(node), true, Dialect::Anthropic | Dialect::Gemini) =
+        (fields.get("inject_usage"), inject_usage, dialect)
+    {
+        let problem =
+            format!("found true, expected false: streams of the {} dialect tell their usage unasked", dialect.name());
+        return Err(node.place.of(&fields.name("inject_usage")).error(problem));
+    }
 
     let file = |key: &str| tls_file(&fields, key, &base_url);
     let (ca_file, client_cert_file, client_key_file) =
@@ -187,6 +196,7 @@ fn read_api(key: &Key, node: &Node, held_total: u64) -> Result<ApiSettings, Sett
     }
 
     Ok(ApiSettings {
+        inject_usage,
         ca_file,
         client_cert_file,
         client_key_file,
@@ -313,14 +323,12 @@ const FIELD_NAME: Rule<String> = Rule {
         }
     },
 };
-const INJECT_USAGE: Rule<()> = Rule {
-    expected: "false",
+const BOOLEAN: Rule<bool> = Rule {
+    expected: "true or false",
     is_secret: false,
     read: |text| match text {
-        "false" => Ok(()),
-        "true" => Err(Refused::Because(
-            "found true, expected false: asking streams for their usage is not part of this version".to_owned(),
-        )),
+        "false" => Ok(false),
+        "true" => Ok(true),
         _ => Err(Refused::Malformed),
     },
 };
@@ -415,7 +423,7 @@ openai-eu:
   timeouts: {connect: 1s, first_byte: 2s, idle: 3s, total: 4m}
   max_request_bytes: 10MB
   max_held_bytes: 1048576
-  inject_usage: false
+  inject_usage: true
   ca_file: ca.pem
   client_cert_file: /etc/ours.pem
   client_key_file: ours.key
@@ -446,7 +454,7 @@ openai-eu:
             total: Some(Duration::from_secs(240)),
         };
         assert_eq!(api.timeouts, timeouts);
-        assert_eq!((api.max_request_bytes, api.max_held_bytes), (10_000_000, 1 << 20));
+        assert_eq!((api.max_request_bytes, api.max_held_bytes, api.inject_usage), (10_000_000, 1 << 20, true));
         assert_eq!(
             [api.ca_file, api.client_cert_file, api.client_key_file].map(|file| file.unwrap()),
             ["ca.pem", "/etc/ours.pem", "ours.key"].map(PathBuf::from)
@@ -574,8 +582,11 @@ openai-eu:
                 "openai: {max_held_bytes: 1GiB}",
                 "found 1073741824 bytes, expected at most the 536870912 bytes of MAX_HELD_BYTES_TOTAL",
             ),
-            ("openai: {inject_usage: true}", "apis.openai.inject_usage: found true, expected false: asking streams"),
-            ("openai: {inject_usage: yes}", "apis.openai.inject_usage: found \"yes\", expected false"),
+            (
+                "gemini: {inject_usage: true}",
+                "apis.gemini.inject_usage: found true, expected false: streams of the gemini",
+            ),
+            ("openai: {inject_usage: yes}", "apis.openai.inject_usage: found \"yes\", expected true or false"),
             ("openai: {ca_file: }", "apis.openai.ca_file: found nothing, expected the path of a PEM file"),
             ("openai: {ca_file: ''}", "apis.openai.ca_file: found \"\", expected the path of a PEM file"),
             ("openai: {ca_file: [a, b]}", "apis.openai.ca_file: found a list, expected the path of a PEM file"),

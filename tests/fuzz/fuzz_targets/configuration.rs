@@ -174,6 +174,16 @@ fn written(settings: &Settings) -> Option<String> {
         key("timeouts", clocks).ok()?;
         key("max_request_bytes", api.max_request_bytes.to_string()).ok()?;
         key("max_held_bytes", api.max_held_bytes.to_string()).ok()?;
+        key("inject_usage", api.inject_usage.to_string()).ok()?;
+        for (name, file) in [
+            ("ca_file", &api.ca_file),
+            ("client_cert_file", &api.client_cert_file),
+            ("client_key_file", &api.client_key_file),
+        ] {
+            if let Some(file) = file {
+                key(name, quoted(file.to_str()?)).ok()?;
+            }
+        }
     }
     Some(file)
 }

@@ -46,6 +46,7 @@ fn api(name: &str, dialect: Dialect, base_path: &str, list: Option<&[&str]>) -> 
         param_whitelist: Vec::new(),
         allowed_origins: None,
         required_headers: Vec::new(),
+        inject_usage: false,
     }
 }
 

@@ -95,7 +95,8 @@ impl Setup {
     /// With other provider keys than the mock's usual ones.
     ///
     /// Besides the four dialects there are `echo` (what arrives comes back), `held` (the same, but a policy reads the
-    /// body), `hasty` (clocks of a second) and `small` (bodies up to 1 MiB).
+    /// body), `hasty` (clocks of a second) and `small` (bodies up to 1 MiB)
+    /// and `asking` (streams are asked for their usage).
     pub async fn with_keys(apis: &[Api], settings: &[(&str, &str)], keys: Keys) -> Self {
         let mock_keys = [
             (Provider::OpenAi, &keys.openai),
@@ -111,6 +112,7 @@ impl Setup {
             Api::below("held", mock.addr(), echo, "param_whitelist: {kind: [plain]}"),
             Api::below("hasty", mock.addr(), "", "timeouts: {connect: 1s, first_byte: 1s, idle: 1s}"),
             Api::below("small", mock.addr(), echo, "max_request_bytes: 1MiB"),
+            Api::below("asking", mock.addr(), "", "inject_usage: true"),
         ];
         more.extend_from_slice(apis);
         let mut options = ProductOptions::new(mock.addr());

@@ -58,6 +58,8 @@ pub enum Name {
     ContentType,
     /// `content-encoding`, passed on.
     ContentEncoding,
+    /// `accept-encoding`, passed on unless we must read the answer as it stands.
+    AcceptEncoding,
     /// `origin`, passed on.
     Origin,
     /// `access-control-request-method`, passed on.
@@ -93,6 +95,7 @@ impl Name {
                 ("x-goog-api-key", Self::XGoogApiKey),
                 ("http2-settings", Self::Dropped),
             ]),
+            15 => pick(&[("accept-encoding", Self::AcceptEncoding)]),
             16 => pick(&[("content-encoding", Self::ContentEncoding), ("proxy-connection", Self::Dropped)]),
             17 => pick(&[
                 ("transfer-encoding", Self::TransferEncoding),
