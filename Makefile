@@ -99,6 +99,7 @@ build-needs: rust
 
 .PHONY: test-needs
 test-needs: build-needs sdk-needs cargo-deny
+	@.ci/need curl:curl openssl:openssl h2load:nghttp2-client
 
 .PHONY: sdk-needs
 sdk-needs:
@@ -115,7 +116,7 @@ bench-needs: build-needs
 .PHONY: rust
 rust:
 	@if ! command -v cargo >/dev/null; then
-		echo "cargo is missing: install Rust 1.90 or later with rustup, then run this again" >&2
+		echo "cargo is missing: install Rust 1.94 or later with rustup, then run this again" >&2
 		exit 1
 	fi
 

@@ -92,6 +92,16 @@ pub struct ServerArgs {
     )]
     admin_listen_addr: Option<String>,
 
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "Certificate for LISTEN_ADDR, a PEM file: apps connect with https (TLS_CERT_FILE) [default: none, http]"
+    )]
+    tls_cert_file: Option<String>,
+
+    #[arg(long, value_name = "FILE", help = "The certificate's key, a PEM file (TLS_KEY_FILE) [default: none]")]
+    tls_key_file: Option<String>,
+
     #[arg(long, value_name = "DIR", help = "Database, journal and generated secrets (DATA_DIR) [default: ./data]")]
     data_dir: Option<String>,
 
@@ -166,6 +176,8 @@ impl ServerArgs {
             ("CONFIG", text(self.config)),
             ("LISTEN_ADDR", text(self.listen_addr)),
             ("ADMIN_LISTEN_ADDR", text(self.admin_listen_addr)),
+            ("TLS_CERT_FILE", text(self.tls_cert_file)),
+            ("TLS_KEY_FILE", text(self.tls_key_file)),
             ("DATA_DIR", text(self.data_dir)),
             ("DATABASE_URL", text(self.database_url)),
             ("MANAGEMENT_TOKEN", self.management_token),
@@ -236,8 +248,21 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, NoCom
     Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => NoCommand::Asked(error.render().to_string()),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => NoCommand::Wrong(error.render().to_string()),
-        _ => NoCommand::Wrong(one_line(&error.render().to_string())),
+        _ => NoCommand::Wrong(masked(&one_line(&error.render().to_string()))),
     })
+}
+
+/// Without the tokens in it: what is typed in the wrong place must not end up in a log.
+fn masked(text: &str) -> String {
+    const PREFIX: &str = "sk-lp-";
+    let mut parts = text.split(PREFIX);
+    let mut masked = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        masked.push_str(PREFIX);
+        masked.push('…');
+        masked.push_str(part.trim_start_matches(|letter: char| letter.is_ascii_alphanumeric()));
+    }
+    masked
 }
 
 /// Clap's message without its usage text: what was found, and what was probably meant.
@@ -268,6 +293,18 @@ mod tests {
             Err(NoCommand::Wrong(text)) => text,
             Err(NoCommand::Asked(text)) => panic!("{arguments:?} is help: {text}"),
             Ok(_) => panic!("{arguments:?} was taken"),
+        }
+    }
+
+    #[test]
+    fn a_token_in_the_wrong_place_is_not_shown_again() {
+        for (text, shown) in [
+            ("no token", "no token"),
+            ("invalid value 'sk-lp-abc123XYZ' for '<ID>': a token", "invalid value 'sk-lp-…' for '<ID>': a token"),
+            ("sk-lp-a sk-lp-b", "sk-lp-… sk-lp-…"),
+            ("sk-lp-", "sk-lp-…"),
+        ] {
+            assert_eq!(masked(text), shown);
         }
     }
 

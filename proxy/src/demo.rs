@@ -32,6 +32,8 @@ const REAL: [(Dialect, &str); 3] = [
 /// Whatever keeps it from starting.
 pub fn run(mut settings: Settings, warnings: &[String]) -> Result<()> {
     settings.data_dir = settings.data_dir.join("demo");
+    // Its addresses are for this machine, and what it prints is to be copied.
+    settings.tls = None;
     // The mock plays four providers, so it outlives everything else: its runtime is never dropped.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("mock").enable_all().build()?;
@@ -140,18 +142,18 @@ Try it:
 
 Python, `pip install openai`:
 
-  from openai import OpenAI
-  client = OpenAI(base_url="http://{data}/v1", api_key="{token}")
-  for chunk in client.chat.completions.create(model="gpt-4o-mini", stream=True,
-                                              messages=[{{"role": "user", "content": "Hello"}}]):
-      print(chunk.choices[0].delta.content or "" if chunk.choices else "", end="", flush=True)
+from openai import OpenAI
+client = OpenAI(base_url="http://{data}/v1", api_key="{token}")
+for chunk in client.chat.completions.create(model="gpt-4o-mini", stream=True,
+                                            messages=[{{"role": "user", "content": "Hello"}}]):
+    print(chunk.choices[0].delta.content or "" if chunk.choices else "", end="", flush=True)
 
-Node, `npm install @anthropic-ai/sdk`:
+Node, `npm install @anthropic-ai/sdk`, saved as demo.mjs:
 
-  import Anthropic from "@anthropic-ai/sdk";
-  const client = new Anthropic({{ baseURL: "http://{data}", apiKey: "{token}" }});
-  console.log(await client.messages.create({{ model: "claude-sonnet-4-5", max_tokens: 100,
-                                             messages: [{{ role: "user", content: "Hello" }}] }}));
+import Anthropic from "@anthropic-ai/sdk";
+const client = new Anthropic({{ baseURL: "http://{data}", apiKey: "{token}" }});
+console.log(await client.messages.create({{ model: "claude-sonnet-4-5", max_tokens: 100,
+                                           messages: [{{ role: "user", content: "Hello" }}] }}));
 
 Every request leaves a line in events.jsonl of the data directory. Stop with Ctrl-C.
 "#

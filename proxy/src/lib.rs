@@ -5,15 +5,18 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "a test may be blunt"))]
 
 pub mod cli;
+pub mod client;
 pub mod data_dir;
 pub mod demo;
 pub mod downstream;
 pub mod edge;
 pub mod followers;
 pub mod http1;
+pub mod http2;
 pub mod logging;
 pub mod manage;
 pub mod plane;
 pub mod server;
 pub mod settings;
 pub mod shutdown;
+pub mod tls;

@@ -1,6 +1,6 @@
 //! `llm-proxy server`: puts the planes together, starts them, and ends them in the right order.
 //!
-//! Two worlds of threads: Pingora's runtime carries exchanges, and the control runtime has everything that may wait
+//! Three worlds of threads: Pingora's runtime carries exchanges, and the control runtime has everything that may wait
 //! (store, admin plane, change feed). Journal consumers have threads of their own.
 
 use std::collections::HashMap;
@@ -38,9 +38,10 @@ use crate::plane::tokens::Tokens;
 use crate::plane::upstream::Upstream;
 use crate::plane::{Gateway, Plane};
 use crate::settings::{ApiSettings, Settings};
+use crate::tls::TlsListener;
 use crate::{logging, shutdown};
 
-/// Idle connections to providers kept, for each thread.
+/// Idle connections to providers kept.
 const POOLED: usize = 1024;
 /// Beyond the drain time, how long the end of the process may take at most.
 const LAST_STEPS: Duration = Duration::from_secs(10);
@@ -86,6 +87,16 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
         .enable_all()
         .build()
         .context("the control runtime cannot be started")?;
+    let tls = match &settings.tls {
+        Some(files) => {
+            // Signals are watched by the runtime that renews.
+            let _control = control.enter();
+            let (listener, renewal) = TlsListener::open(files)?;
+            control.spawn(renewal.run());
+            Some(listener)
+        }
+        None => None,
+    };
     let database_url =
         settings.database_url.clone().unwrap_or_else(|| format!("sqlite:{}", data_dir.join("llm-proxy.db").display()));
     let store = control.block_on(Store::open(&database_url, &root_key)).context("DATABASE_URL")?;
@@ -181,7 +192,8 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
             data_dir.join("root_key").display()
         );
     }
-    tracing::info!("listening: data plane http://{listen_addr}, admin plane http://{admin_addr}");
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    tracing::info!("listening: data plane {scheme}://{listen_addr}, admin plane http://{admin_addr}");
     if let Some(Demo { on_ready, .. }) = demo {
         let store = store.clone();
         let ready = on_ready(store, listen_addr, admin_addr);
@@ -194,7 +206,7 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
     }
 
     let stopping = Arc::new(Notify::new());
-    let edge = Edge::new(Arc::new(Plane { gateway: Arc::clone(&gateway) }), settings.head_timeout);
+    let edge = Edge::new(Arc::new(Plane { gateway: Arc::clone(&gateway) }), settings.head_timeout, tls);
     let ending = Ending {
         gateway,
         counter,

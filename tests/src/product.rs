@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 
 use crate::{Admin, PATIENCE, eventually};
 
@@ -300,12 +301,15 @@ impl Product {
     /// Ready on the admin listener, and the data plane takes connections; or the log of what died.
     async fn until_ready(&mut self) -> Result<(), String> {
         let (data, admin) = (self.data_addr, self.admin_addr);
+        let is_tls = self.options.settings.contains_key("TLS_CERT_FILE");
         let child = &mut self.child;
         let ready = eventually(PATIENCE, "llm-proxy is ready", async || {
             if child.try_wait().unwrap().is_some() {
                 return Some(false);
             }
-            (is_ready(admin).await && is_ready(data).await).then_some(true)
+            // What speaks TLS is asked nothing: that it listens is enough.
+            let takes = if is_tls { TcpStream::connect(data).await.is_ok() } else { is_ready(data).await };
+            (takes && is_ready(admin).await).then_some(true)
         });
         if ready.await { Ok(()) } else { Err(self.log()) }
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
 use llm_proxy_core::http1::call::{Call, Version};
 use time::OffsetDateTime;
 use tokio::time::timeout;
@@ -211,7 +212,7 @@ impl Client {
     /// Reads away what is left of a small body, so that the connection can live on. What is larger, comes too slowly, or
     /// may never come because its sender waits for `100 Continue`, makes it close.
     pub async fn drain(&mut self) {
-        if self.body_is_over() {
+        if self.body_is_over() || self.closes {
             return;
         }
         let large = matches!(self.incoming, Incoming::Length(left) if usize::try_from(left).is_ok_and(|left| left > MOST_DRAINED));
@@ -242,6 +243,7 @@ impl Client {
             self.drain().await;
         }
         if self.closes {
+            let _ = self.wire.fill().now_or_never();
             let more = !self.body_is_over() || !self.wire.input.is_empty();
             self.wire.close(more).await;
             return None;
@@ -251,6 +253,7 @@ impl Client {
 
     /// Ends the connection in the middle of an answer: no last chunk, and nothing that looks like an end.
     pub async fn break_off(mut self) {
+        self.wire.stream.tear();
         self.wire.close(false).await;
     }
 }

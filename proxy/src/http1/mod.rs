@@ -95,6 +95,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Self { stream, input: BytesMut::new(), output: Vec::new() }
     }
 
+    /// The connection, and what was read of it and not taken: for another protocol.
+    pub fn into_parts(self) -> (S, BytesMut) {
+        (self.stream, self.input)
+    }
+
     /// Whether nothing was read ahead and nothing waits to be sent.
     fn is_clean(&self) -> bool {
         self.input.is_empty() && self.output.is_empty()

@@ -4,10 +4,12 @@
 //! every wait can be ended by the client leaving, the token being revoked, and the clock that rules it.
 
 use std::borrow::Cow;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::http1::answer_head::AnswerHead;
 use llm_proxy_core::http1::call::{Call, Name};
@@ -16,7 +18,8 @@ use llm_proxy_core::routing::{Hints, Route};
 use llm_proxy_core::target::Target;
 use llm_proxy_core::token::TokenDigest;
 use llm_proxy_core::websocket::handshake::{self, BadUpgrade, Upgrade};
-use tokio::time::Instant;
+use llm_proxy_plugins::event::Outcome;
+use tokio::time::{Instant, sleep_until};
 
 use super::clocks::{after, earlier};
 use super::credentials::{self, Remembered};
@@ -33,7 +36,7 @@ use super::upload::{Upload, read_whole};
 use super::upstream::Upstream;
 use super::websocket::{self, Rules};
 use super::{Gateway, cors, reply};
-use crate::http1::Client;
+use crate::client::Client;
 
 /// What stands fixed for one exchange once it is known where it goes.
 #[derive(Clone, Copy)]
@@ -61,6 +64,14 @@ impl Turn<'_> {
         earlier(after(progress, self.idle()), self.total)
     }
 
+    /// Waits for the clock of the whole exchange. Cancel safe.
+    pub async fn total_passed(&self) {
+        match self.total {
+            Some(total) => sleep_until(total).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// The name of the clock that has run out, where it is either this one or the total.
     pub fn fired(&self, other: &'static str) -> &'static str {
         if self.total.is_some_and(|total| total <= Instant::now()) { "total" } else { other }
@@ -78,10 +89,31 @@ pub async fn run(
     remembered: &mut Remembered,
 ) -> Result<(), Broken> {
     let mut exchange = Exchange::begin(gateway, call);
-    match carry(gateway, client, call, remembered, &mut exchange).await {
-        Ok(()) | Err(Stop::Answered) => Ok(()),
-        Err(stop) => end(gateway, client, call, &mut exchange, stop).await,
+    let carried = AssertUnwindSafe(carry(gateway, client, call, remembered, &mut exchange)).catch_unwind().await;
+    match carried {
+        Ok(Ok(()) | Err(Stop::Answered)) => Ok(()),
+        Ok(Err(stop)) => end(gateway, client, call, &mut exchange, stop).await,
+        Err(_panic) => {
+            ::metrics::counter!("llm_proxy_panics_total").increment(1);
+            panicked(client, &mut exchange).await
+        }
     }
+}
+
+/// A panic is a fault of ours, in one exchange: it gets its 500 where that can still be told, and its record.
+async fn panicked(client: &mut Client, exchange: &mut Exchange<'_>) -> Result<(), Broken> {
+    let is_told = client.answer().is_none();
+    if is_told {
+        exchange.status = Some(Refusal::Internal.status());
+    }
+    exchange.settle(Outcome::Unknown, Some("panic".into()));
+    if !is_told {
+        return Err(Broken);
+    }
+    client.close_after();
+    reply::refuse(client, exchange.dialect, exchange.id.text(), &Refusal::Internal, Vec::new())
+        .await
+        .map_err(|_| Broken)
 }
 
 async fn carry(
@@ -140,6 +172,11 @@ async fn carry(
     };
     let asks_usage = upgrade.is_none() && judge::asks_usage(call, api, &route, upstream.max_held_bytes);
     let reads_body = rule != BodyRule::Pass || asks_usage;
+    // Told before anybody is asked to send it.
+    let held = upstream.max_held_bytes.min(upstream.max_request_bytes);
+    if reads_body && call.content_length().is_some_and(|length| length > held) {
+        return Err(Refusal::TooLarge(held).into());
+    }
     if call.expects_continue && reads_body {
         invite_body(client).await?;
     }
@@ -245,6 +282,7 @@ async fn whole_body(turn: Turn<'_>, client: &mut Client, exchange: &mut Exchange
         biased;
         read = read_whole(client, turn.call, limit, &turn.gateway.held, turn.idle()) => read?,
         reason = turn.cut.cut() => return Err(Stop::Cut(reason)),
+        () = turn.total_passed() => return Err(Refusal::UpstreamTimeout("total").into()),
     };
     exchange.waited_for_client = waiting.elapsed();
     Ok((whole, hold))

@@ -135,6 +135,10 @@ pub fn body_rule(call: &Call, api: &Api, known: &Known, route: &Route) -> Result
 /// An endpoint without sockets, a model outside the token's list or the whitelist, or none where the token is limited
 /// and the dialect names it in the query.
 pub fn socket(target: &Target<'_>, api: &Api, known: &Known, route: &Route) -> Result<Option<String>, Refusal> {
+    // Of what is said on a socket only models are judged: another rule could not be kept.
+    if let Some((field, _)) = api.param_whitelist.iter().find(|(field, _)| &**field != "model") {
+        return Err(Refusal::ParamNotAllowed(field.to_string()));
+    }
     let fields = models::query_fields(api.dialect);
     let mut named = None;
     for value in fields.iter().flat_map(|field| target.query_values(field)) {
@@ -180,11 +184,8 @@ pub fn asks_usage(call: &Call, api: &Api, route: &Route, max_held_bytes: u64) ->
             | "/openai/deployments/{deployment}/chat/completions"
             | "/openai/deployments/{deployment}/completions"
     );
-    let fits = match call.framing {
-        Framing::None => false,
-        Framing::Length(length) => length <= max_held_bytes,
-        Framing::Chunked => true,
-    };
+    // What may turn out too large to be held must not be refused for it.
+    let fits = matches!(call.framing, Framing::Length(length) if length <= max_held_bytes);
     let mut types = call.all(Name::ContentType);
     let is_json = matches!((types.next(), types.next()), (Some(field), None) if is_json(call.value(field)));
     let is_plain = call.all(Name::ContentEncoding).all(|field| call.value(field).eq_ignore_ascii_case(b"identity"));

@@ -32,6 +32,8 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
         "llm_proxy_requests_total",
         "Exchanges that ended, by API, endpoint, status and outcome"
     );
+    metrics::describe_counter!("llm_proxy_panics_total", "Exchanges that a fault of the proxy itself ended");
+    metrics::counter!("llm_proxy_panics_total").absolute(0);
     metrics::describe_counter!("llm_proxy_refusals_total", "Requests refused before a token was accepted, by code");
     metrics::describe_histogram!(
         "llm_proxy_overhead_seconds",

@@ -28,10 +28,8 @@ pub mod upstream;
 pub mod websocket;
 
 use std::collections::BTreeSet;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use futures::FutureExt;
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
 use llm_proxy_core::http1::call::Call;
@@ -52,8 +50,10 @@ use self::sampler::Sampler;
 use self::settle::{ExchangeId, now_us};
 use self::tokens::Tokens;
 use self::upstream::Upstream;
+use crate::client::Client;
 use crate::downstream::Downstream;
-use crate::http1::{Client, Wire};
+use crate::http1::{self, Wire};
+use crate::http2;
 
 /// Everything an exchange decides with. Immutable while the process runs; what changes is inside.
 pub struct Gateway {
@@ -111,32 +111,44 @@ impl Plane {
         call: Call,
         remembered: &mut Remembered,
     ) -> Option<Wire<Downstream>> {
+        let client = Client::Http1(http1::Client::new(wire, &call));
+        self.carry(client, &call, remembered).await
+    }
+
+    /// Carries one call on a stream of an HTTP/2 connection.
+    pub async fn serve_stream(&self, client: http2::Client, call: &Call) {
+        // Streams run side by side: none can tell the next one what it has learnt.
+        let mut remembered = Remembered::default();
+        self.carry(Client::Http2(Box::new(client)), call, &mut remembered).await;
+    }
+
+    async fn carry(&self, mut client: Client, call: &Call, remembered: &mut Remembered) -> Option<Wire<Downstream>> {
         // Counted until its last byte is out: the process must not end before.
         let _running = self.gateway.drain.enter();
-        let mut client = Client::new(wire, &call);
         if self.gateway.drain.is_stopping() {
             client.close_after();
         }
-        let carried =
-            AssertUnwindSafe(exchange::run(&self.gateway, &mut client, &call, remembered)).catch_unwind().await;
-        match carried {
-            Ok(Ok(())) => return client.conclude().await,
-            Ok(Err(stop::Broken)) => {}
-            Err(_panic) => {
-                ::metrics::counter!("llm_proxy_panics_total").increment(1);
-                if client.answer().is_none() {
-                    let id = ExchangeId::new(now_us());
-                    client.close_after();
-                    let refused =
-                        reply::refuse(&mut client, Dialect::OpenAi, id.text(), &Refusal::Internal, Vec::new()).await;
-                    if refused.is_ok() {
-                        return client.conclude().await;
-                    }
-                }
+        match exchange::run(&self.gateway, &mut client, call, remembered).await {
+            Ok(()) => client.conclude().await,
+            Err(stop::Broken) => {
+                client.break_off().await;
+                None
             }
         }
-        client.break_off().await;
-        None
+    }
+
+    /// Answers a stream whose head never became a call. Counted, and sampled into the record.
+    pub async fn refuse_stream(&self, client: http2::Client, refusal: &Refusal) {
+        let _running = self.gateway.drain.enter();
+        let id = ExchangeId::new(now_us());
+        settle::record_unparsed(&self.gateway, &id, refusal);
+        let mut client = Client::Http2(Box::new(client));
+        match reply::refuse(&mut client, Dialect::OpenAi, id.text(), refusal, Vec::new()).await {
+            Ok(()) => {
+                client.conclude().await;
+            }
+            Err(_) => client.break_off().await,
+        }
     }
 
     /// The answer to a head that never became a call. Counted, and sampled into the record.

@@ -1,6 +1,7 @@
 //! The provider's answer on its way to the client: each piece as it comes, untouched, metered as it passes.
 
 use std::borrow::Cow;
+use std::future::ready;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -20,7 +21,8 @@ use super::state::Watch;
 use super::stop::Stop;
 use super::upload::Upload;
 use super::upstream::Connection;
-use crate::http1::{Client, Fault, Outgoing};
+use crate::client::Client;
+use crate::http1::{Fault, Outgoing};
 
 /// What has come of the provider's body before anybody waited for it.
 type Ready = Option<Result<Option<Bytes>, Fault>>;
@@ -64,23 +66,29 @@ pub async fn relay(
         if turn.cut.is_cut() {
             return Err(Stop::Cut(turn.cut.reason()));
         }
+        if turn.total.is_some_and(|total| total <= progress) {
+            return Err(Refusal::UpstreamTimeout("total").into());
+        }
         let read = match next.take() {
             Some(read) => read,
             None => tokio::select! {
                 biased;
                 read = provider.http.read_body() => read,
                 reason = turn.cut.cut() => return Err(Stop::Cut(reason)),
-                from_client = upload.next(client) => {
-                    from_client?;
-                    pump_late(turn, exchange, upload, provider).await?;
-                    continue;
-                }
                 () = &mut clock => {
                     if turn.idle_deadline(progress) <= Instant::now() {
                         return Err(Refusal::UpstreamTimeout(turn.fired("idle")).into());
                     }
                     // Re-armed only when it fires: a piece need not touch the timer.
                     clock.as_mut().reset(turn.idle_deadline(progress));
+                    continue;
+                }
+                () = ready(()), if upload.has_queued() => {
+                    pump_late(turn, exchange, upload, provider).await?;
+                    continue;
+                }
+                from_client = upload.next(client) => {
+                    from_client?;
                     continue;
                 }
             },
@@ -98,8 +106,10 @@ pub async fn relay(
         next = provider.http.read_body().now_or_never();
         let until = turn.idle_deadline(progress);
         match &next {
-            // The record of the end is in the file before the client can see the end.
-            Some(Ok(None)) => exchange.settle(Outcome::Finished, until_close(provider)),
+            // The record of the end is in the file before the client can see the end: here by counting.
+            Some(Ok(None)) if matches!(framing, Outgoing::Length(_)) => {
+                exchange.settle(Outcome::Finished, until_close(provider))
+            }
             _ if exchange.meter.as_ref().is_some_and(Meter::is_over) => exchange.settle(Outcome::Finished, None),
             _ => {}
         }
@@ -159,12 +169,9 @@ async fn pump_late(
     upload: &mut Upload,
     provider: &mut Connection,
 ) -> Result<(), Stop> {
-    if !upload.has_queued() {
-        return Ok(());
-    }
     tokio::select! {
         biased;
-        written = upload.write_queued(&mut provider.http, turn.idle(), &mut exchange.request_bytes) => {
+        written = upload.write_queued(&mut provider.http, turn, &mut exchange.request_bytes) => {
             if written.is_err() {
                 upload.discard_rest();
             }

@@ -9,7 +9,8 @@ use llm_proxy_core::dialect::Dialect;
 use llm_proxy_core::websocket::handshake;
 use tokio::time::timeout;
 
-use crate::http1::{Client, Outgoing, put_date, put_field, put_status};
+use crate::client::Client;
+use crate::http1::{Outgoing, put_date, put_field, put_status};
 
 /// How long a client may take to read one of our own answers.
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);

@@ -1,5 +1,6 @@
 //! A request on its way to the provider: a connection, head and body, until the head of the final answer is here.
 
+use std::future::ready;
 use std::time::Duration;
 
 use llm_proxy_core::answer::Refusal;
@@ -7,7 +8,6 @@ use llm_proxy_core::http1::answer_head::{AnswerHead, AnswerName, Asked};
 use llm_proxy_core::http1::call::Framing;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::clean;
 use super::clocks::{after, earlier};
 use super::exchange::Turn;
 use super::forward::{self, Destination};
@@ -16,7 +16,9 @@ use super::state::Permit;
 use super::stop::Stop;
 use super::upload::{Upload, WriteFault};
 use super::upstream::{ConnectError, Connection};
-use crate::http1::{Client, Fault};
+use super::{clean, reply};
+use crate::client::Client;
+use crate::http1::Fault;
 
 /// The most interim answers of one exchange: a provider that sends no others is none.
 const MOST_INTERIM: u32 = 16;
@@ -39,20 +41,23 @@ pub async fn send(
     let mut fresh = false;
     loop {
         let mut provider = connect(turn, client, upload, fresh).await?;
-        let may_repeat = provider.reused && !fresh;
         let asked = match turn.call.method() {
             "HEAD" => Asked::Head,
             _ if to.switch.is_some() => Asked::Switch,
             _ => Asked::Ordinary,
         };
         provider.http.put_head(forward::request_head(turn.call, to), to.framing, asked);
+        // What came while we waited for a permit or a connection must not reach the provider any more.
+        if turn.cut.is_cut() {
+            return Err(Stop::Cut(turn.cut.reason()));
+        }
         exchange.record_begin();
         if let Some(permit) = permit.take() {
             permit.spend();
         }
         match send_once(turn, client, exchange, upload, &mut provider).await {
-            Err(Attempt::Stale) if may_repeat && !upload.sent_any => fresh = true,
-            Err(Attempt::Stale) => return Err(Refusal::UpstreamUnreachable.into()),
+            // A fresh connection is never stale.
+            Err(Attempt::Stale) => fresh = true,
             Err(Attempt::Stop(stop)) => return Err(stop),
             Ok(()) => return Ok(provider),
         }
@@ -87,6 +92,7 @@ async fn connect(turn: Turn<'_>, client: &mut Client, upload: &mut Upload, fresh
                 })
             }),
             reason = turn.cut.cut() => return Err(Stop::Cut(reason)),
+            () = turn.total_passed() => return Err(Refusal::UpstreamTimeout("total").into()),
             from_client = upload.next(client), if upload.has_room() => { from_client?; }
         }
     }
@@ -108,7 +114,7 @@ async fn send_once(
             let before = exchange.request_bytes;
             let outcome = tokio::select! {
                 biased;
-                outcome = upload.write_queued(&mut provider.http, turn.idle(), &mut exchange.request_bytes) => outcome,
+                outcome = upload.write_queued(&mut provider.http, turn, &mut exchange.request_bytes) => outcome,
                 reason = turn.cut.cut() => return Err(Stop::Cut(reason).into()),
             };
             if exchange.request_bytes > before {
@@ -127,19 +133,23 @@ async fn send_once(
             read = provider.http.read_head() => match read {
                 Ok(()) if is_interim(provider) && interim < MOST_INTERIM => {
                     interim = interim.saturating_add(1);
-                    forward_interim(client, provider).await?;
+                    forward_interim(turn, client, provider).await?;
                 }
                 Ok(()) if is_interim(provider) => return Err(Refusal::UpstreamInvalid.into()),
                 Ok(()) => {
                     exchange.note_first_byte();
                     return Ok(());
                 }
-                Err(Fault::Closed | Fault::Io(_)) if is_stale(provider, upload) => return Err(Attempt::Stale),
+                Err(Fault::Closed | Fault::Io(_)) if is_stale(turn, provider, upload) => {
+                    return Err(Attempt::Stale);
+                }
                 Err(fault) => return Err(unreadable(&fault).into()),
             },
             reason = turn.cut.cut() => return Err(Stop::Cut(reason).into()),
-            from_client = upload.next(client) => from_client?,
             () = &mut clock => return Err(Refusal::UpstreamTimeout(turn.fired("first_byte")).into()),
+            // More of a large body is here to be written: nothing else was ready, so on.
+            () = ready(()), if upload.has_queued() => {}
+            from_client = upload.next(client) => from_client?,
         }
     }
 }
@@ -161,16 +171,18 @@ async fn early_answer(
                 exchange.note_first_byte();
                 return Ok(());
             }
-            _ if fault == WriteFault::TooSlow => return Err(Refusal::UpstreamTimeout("idle").into()),
-            _ if is_stale(provider, upload) && turn.call.framing == Framing::None => return Err(Attempt::Stale),
+            _ if fault == WriteFault::TooSlow => return Err(Refusal::UpstreamTimeout(turn.fired("idle")).into()),
+            _ if is_stale(turn, provider, upload) && turn.call.framing == Framing::None => return Err(Attempt::Stale),
             _ => return Err(Refusal::UpstreamUnreachable.into()),
         }
     }
 }
 
-/// Whether a connection that failed was dead when it came from the pool, so that the provider cannot have begun.
-fn is_stale(provider: &Connection, upload: &Upload) -> bool {
-    provider.reused && !upload.sent_any && !provider.http.has_begun()
+/// Whether a connection that failed was dead when it came from the pool. A request that went out whole may have been
+/// begun all the same, and is repeated only where that does no harm (RFC 9110 §9.2.2).
+fn is_stale(turn: Turn<'_>, provider: &Connection, upload: &Upload) -> bool {
+    let may_repeat = matches!(turn.call.method(), "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE");
+    provider.reused && !upload.sent_any && !provider.http.has_begun() && (may_repeat || !upload.sent_all)
 }
 
 fn is_interim(provider: &Connection) -> bool {
@@ -184,8 +196,12 @@ fn unreadable(fault: &Fault) -> Refusal {
 }
 
 /// Passes the links of 103 Early Hints on (RFC 8297); 100 was for us.
-async fn forward_interim(client: &mut Client, provider: &Connection) -> Result<(), Stop> {
+async fn forward_interim(turn: Turn<'_>, client: &mut Client, provider: &Connection) -> Result<(), Stop> {
     let Some(hints) = provider.http.answer().filter(|hints| hints.status() == 103) else { return Ok(()) };
     let links = hints.all(AnswerName::Link).map(|link| (&b"link"[..], link));
-    client.write_interim(103, links).await.map_err(|_| Stop::ClientGone)
+    tokio::select! {
+        biased;
+        written = reply::patient(client.write_interim(103, links)) => written.map_err(|_| Stop::ClientGone),
+        reason = turn.cut.cut() => Err(Stop::Torn(reason)),
+    }
 }

@@ -12,7 +12,8 @@ use super::settle::{self, Exchange};
 use super::state::CutReason;
 use super::upload::ClientFault;
 use super::{Gateway, cors, reply};
-use crate::http1::{Client, Outgoing};
+use crate::client::Client;
+use crate::http1::Outgoing;
 
 /// How long the last event of a broken answer may take to leave, and what the client then gets to read it before the
 /// connection ends: some clients throw away what they have not read yet when they see the end (undici does).
@@ -79,6 +80,11 @@ pub async fn end(
             (cut_refusal(reason), settle::outcome_of_cut(reason), Some(cut_name(reason)))
         }
     };
+    let is_urgent = reason.is_some() || matches!(refusal, Refusal::UpstreamTimeout(_));
+    if is_urgent && !client.body_is_over() {
+        // Told at once, whatever the client still has to send.
+        client.close_after();
+    }
     if client.answer().is_some() || torn {
         break_off(client, exchange, &refusal, outcome, reason, torn).await;
         return Err(Broken);

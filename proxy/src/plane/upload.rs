@@ -7,13 +7,20 @@ use bytes::{Bytes, BytesMut};
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::body::ModelScan;
 use llm_proxy_core::http1::call::{Call, Framing};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::exchange::Turn;
 use super::held::{HeldBytes, Hold};
-use crate::http1::{Client, Fault, Provider};
+use crate::client::Client;
+use crate::http1::{Fault, Provider};
 
 /// The most that is taken from the client while there is no connection to the provider yet, in bytes.
 const MOST_QUEUED: usize = 64 * 1024;
+
+/// The same in pieces: a body may come in chunks of one byte.
+const MOST_PIECES: usize = 256;
+/// The most that is written before somebody looks at the answer, the client and the clocks again, in bytes.
+const MOST_WRITTEN: usize = 64 * 1024;
 
 /// One request body.
 pub struct Upload {
@@ -89,7 +96,7 @@ impl Upload {
 
     /// Whether there is room for more of the client's body while nothing can be written.
     pub fn has_room(&self) -> bool {
-        self.client_done || self.queued < MOST_QUEUED
+        self.client_done || (self.queued < MOST_QUEUED && self.queue.len() < MOST_PIECES)
     }
 
     /// Whether something waits to be written.
@@ -126,7 +133,7 @@ impl Upload {
         };
         self.client_done = client.body_is_over();
         self.taken = self.taken.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
-        if self.taken > self.limit {
+        if self.taken > self.limit && !self.discard {
             return Err(ClientFault::Refused(Refusal::TooLarge(self.limit)));
         }
         if !self.discard {
@@ -137,27 +144,37 @@ impl Upload {
         Ok(())
     }
 
-    /// Writes what is queued, and whatever waits with it. Not cancel safe: race it only to give the connection up.
+    /// Writes of what is queued up to [`MOST_WRITTEN`], and whatever waits with it. Not cancel safe: race it only to give
+    /// the connection up.
     ///
     /// # Errors
     /// [`WriteFault`].
     pub async fn write_queued(
         &mut self,
         provider: &mut Provider,
-        idle: Duration,
+        turn: Turn<'_>,
         sent: &mut u64,
     ) -> Result<(), WriteFault> {
-        while let Some(piece) = self.queue.pop_front() {
+        let until = turn.idle_deadline(Instant::now());
+        let mut written = 0usize;
+        while written < MOST_WRITTEN
+            && let Some(mut piece) = self.queue.pop_front()
+        {
+            if piece.len() > MOST_WRITTEN {
+                let rest = piece.split_off(MOST_WRITTEN);
+                self.queue.push_front(rest);
+            }
             self.queued = self.queued.saturating_sub(piece.len());
             self.sent_any = true;
-            patient(idle, provider.write_body(&piece)).await?;
+            patient(until, provider.write_body(&piece)).await?;
+            written = written.saturating_add(piece.len());
             *sent = sent.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
         }
-        let ends = self.client_done && !self.sent_all && !self.discard;
+        let ends = self.queue.is_empty() && self.client_done && !self.sent_all && !self.discard;
         if ends {
             provider.end_body();
         }
-        patient(idle, provider.flush()).await?;
+        patient(until, provider.flush()).await?;
         self.sent_all |= ends;
         if self.sent_all {
             self.hold = None; // the bytes are gone, and the answer may take long
@@ -166,8 +183,8 @@ impl Upload {
     }
 }
 
-async fn patient(idle: Duration, writing: impl Future<Output = std::io::Result<()>>) -> Result<(), WriteFault> {
-    timeout(idle, writing).await.map_err(|_| WriteFault::TooSlow)?.map_err(|_| WriteFault::Failed)
+async fn patient(until: Instant, writing: impl Future<Output = std::io::Result<()>>) -> Result<(), WriteFault> {
+    timeout_at(until, writing).await.map_err(|_| WriteFault::TooSlow)?.map_err(|_| WriteFault::Failed)
 }
 
 /// Reads a whole body that a policy must judge, at most `limit` bytes and within the process's budget.

@@ -26,7 +26,8 @@ use super::stop::{Stop, cut_name};
 use super::tokens::Known;
 use super::upstream::Connection;
 use super::{clean, forward, judge};
-use crate::http1::Client;
+use crate::client::Client;
+use crate::http1;
 
 /// Room for one read.
 const READ: usize = 16 * 1024;
@@ -113,6 +114,8 @@ pub async fn carry(
     provider: &mut Connection,
     rules: &Rules<'_>,
 ) -> Result<(), Stop> {
+    // Only a head of HTTP/1.1 can ask for it.
+    let Some(client) = client.http1() else { return Err(Refusal::UpstreamInvalid.into()) };
     let Some(answer) = provider.http.answer() else { return Err(Refusal::UpstreamInvalid.into()) };
     let protocol =
         rules.upgrade.check_answer(answer.fields().map(|(_, name, value)| (name, value))).map_err(|bad| {
@@ -153,7 +156,7 @@ pub async fn carry(
 }
 
 fn put_switch(
-    client: &mut Client,
+    client: &mut http1::Client,
     exchange: &Exchange<'_>,
     answer: &AnswerHead,
     upgrade: &Upgrade<'_>,
@@ -277,7 +280,10 @@ where
             written = push(provider_out, &mut up.ready), if up.is_dirty => match written {
                 Ok(()) => up.is_dirty = false,
                 // Its last words may still be there to be read.
-                Err(_) => (up.is_dirty, up.is_over) = (false, false),
+                Err(_) => {
+                    up.ready.clear();
+                    (up.is_dirty, up.is_over) = (false, false);
+                }
             },
             more = fill(provider_in, &mut down.read), if down.may_read() => {
                 down.is_over = !more;

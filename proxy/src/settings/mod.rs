@@ -35,10 +35,12 @@ use self::yaml::{Content, Fields, Node};
 
 /// Every setting that flags, environment and `.env` know, by its variable's name. The YAML key is its lower-case form
 /// (all but `CONFIG`), the flag its kebab-case form.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 16] = [
     "CONFIG",
     "LISTEN_ADDR",
     "ADMIN_LISTEN_ADDR",
+    "TLS_CERT_FILE",
+    "TLS_KEY_FILE",
     "DATA_DIR",
     "DATABASE_URL",
     "MANAGEMENT_TOKEN",
@@ -81,6 +83,8 @@ pub struct Settings {
     pub listen_addr: SocketAddr,
     /// Where the admin plane listens. Never the data plane's address.
     pub admin_listen_addr: SocketAddr,
+    /// Certificate and key of the data plane's listener. `None`: it speaks in the clear.
+    pub tls: Option<TlsFiles>,
     /// Where everything is kept that outlives the process.
     pub data_dir: PathBuf,
     /// A `sqlite:` URL. `None`: the SQLite file in `data_dir`.
@@ -103,6 +107,15 @@ pub struct Settings {
     pub apis: Vec<ApiSettings>,
     /// The API that a bare `api_key` belongs to. Names one of `apis`.
     pub default_api: String,
+}
+
+/// What the data plane proves its name with. Nothing has looked into the files yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// PEM: the certificate, and behind it those that lead to its authority.
+    pub certificate: PathBuf,
+    /// PEM: the certificate's private key.
+    pub key: PathBuf,
 }
 
 /// How much is logged.
@@ -257,6 +270,11 @@ fn judge(layers: &Layers, file: Option<&Node>, working_dir: &Path) -> Result<Set
     let listen_addr = layers.choose("LISTEN_ADDR", &rules::ADDRESS, file)?;
     let admin_listen_addr = layers.choose("ADMIN_LISTEN_ADDR", &rules::ADDRESS, file)?;
     let (listen_addr, admin_listen_addr) = two_listeners(listen_addr, admin_listen_addr)?;
+    let tls = tls_files(
+        layers.choose("TLS_CERT_FILE", &rules::PATH, file)?,
+        layers.choose("TLS_KEY_FILE", &rules::PATH, file)?,
+        working_dir,
+    )?;
     let data_dir = layers.choose("DATA_DIR", &rules::PATH, file)?;
     let data_dir = data_dir.map_or_else(|| PathBuf::from(DEFAULT_DATA_DIR), |chosen| chosen.value);
     layers.choose("REDIS_URL", &rules::REDIS_URL, file)?;
@@ -272,6 +290,7 @@ fn judge(layers: &Layers, file: Option<&Node>, working_dir: &Path) -> Result<Set
     Ok(Settings {
         listen_addr,
         admin_listen_addr,
+        tls,
         data_dir: below(working_dir, &data_dir),
         database_url: layers.choose("DATABASE_URL", &rules::DATABASE_URL, file)?.map(|chosen| chosen.value),
         management_token: layers.choose("MANAGEMENT_TOKEN", &rules::MANAGEMENT_TOKEN, file)?.map(|chosen| chosen.value),
@@ -304,6 +323,23 @@ fn two_listeners(
             Err(place.error(format!("found {data} for the data plane and the admin plane, expected two addresses")))
         }
         _ => Ok((data, admin)),
+    }
+}
+
+/// Both files or neither: half of a pair was meant to be TLS, and must not become a listener in the clear.
+fn tls_files(
+    certificate: Option<Chosen<PathBuf>>,
+    key: Option<Chosen<PathBuf>>,
+    working_dir: &Path,
+) -> Result<Option<TlsFiles>, SettingsError> {
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Ok(Some(TlsFiles {
+            certificate: below(working_dir, &certificate.value),
+            key: below(working_dir, &key.value),
+        })),
+        (Some(alone), None) => Err(alone.place.error("found it without TLS_KEY_FILE, expected both or neither")),
+        (None, Some(alone)) => Err(alone.place.error("found it without TLS_CERT_FILE, expected both or neither")),
+        (None, None) => Ok(None),
     }
 }
 

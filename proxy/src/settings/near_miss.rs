@@ -6,7 +6,7 @@
 use super::NAMES;
 
 /// Real names of other programs that come close to ours.
-const FOREIGN: [&str; 2] = ["DATABASE_URI", "REDIS_URI"];
+const FOREIGN: [&str; 3] = ["DATABASE_URI", "REDIS_URI", "SSL_CERT_FILE"];
 
 /// The setting that this variable's name was probably meant to be. `None` for our own names and for far ones.
 pub(super) fn meant(variable: &str) -> Option<&'static str> {

@@ -233,6 +233,31 @@ fn a_bad_value_is_one_line_with_place_found_and_expected() {
 }
 
 #[test]
+fn certificate_and_key_come_together_from_whatever_layers() {
+    assert_eq!(told().settings().tls, None);
+    let tls = |told: Told| told.settings().tls.map(|files| (files.certificate, files.key));
+    let both = Some((PathBuf::from("/srv/tls/cert.pem"), PathBuf::from("/etc/key.pem")));
+    let file = || told().file("llm-proxy.yaml", "tls_cert_file: ./tls/cert.pem\n");
+    assert_eq!(tls(file().flag("TLS_KEY_FILE", "/etc/key.pem")), both);
+    assert_eq!(tls(file().variable("TLS_KEY_FILE", "/etc/key.pem")), both);
+    assert_eq!(tls(told().flag("TLS_CERT_FILE", "tls/cert.pem").file(".env", "TLS_KEY_FILE=/etc/key.pem")), both);
+    for (told, expected) in [
+        (file(), "llm-proxy.yaml:1:16: tls_cert_file: found it without TLS_KEY_FILE, expected both or neither"),
+        (
+            told().flag("TLS_KEY_FILE", "key.pem"),
+            "--tls-key-file: found it without TLS_CERT_FILE, expected both or neither",
+        ),
+        (
+            told().variable("TLS_CERT_FILE", "cert.pem").variable("TLS_KEY_FILE", ""),
+            "TLS_CERT_FILE: found it without TLS_KEY_FILE, expected both or neither",
+        ),
+        (file().flag("TLS_KEY_FILE", ""), "--tls-key-file: found \"\", expected a path"),
+    ] {
+        assert_eq!(told.error(), expected);
+    }
+}
+
+#[test]
 fn a_bad_value_stops_the_start_also_where_a_higher_layer_hides_it() {
     let told = told().file("llm-proxy.yaml", "head_timeout: 10\n").flag("HEAD_TIMEOUT", "10s");
     assert_eq!(told.error().split(", ").next(), Some("llm-proxy.yaml:1:15: head_timeout: found \"10\""));
@@ -274,6 +299,7 @@ fn near_misses_are_warned_of_and_strangers_are_not() {
         .variable("LISTEN_ADR", "127.0.0.1:1")
         .variable("PATH", "/bin")
         .variable("LOG_FILE", "x")
+        .variable("SSL_CERT_FILE", "/etc/ssl/cert.pem")
         .file(".env", "# mine\nMANAGMENT_TOKEN=x\nOPENAI_API_KEY=y\n")
         .load()
         .unwrap();

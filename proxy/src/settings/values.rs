@@ -128,7 +128,7 @@ pub(super) const BYTES: Rule<u64> = Rule::new(
 pub(super) const DIALECT: Rule<Dialect> =
     Rule::new("one of openai, anthropic, gemini, azure", |text| text.parse().map_err(|_| Refused::Malformed));
 pub(super) const API_NAME: Rule<String> = Rule::new(
-    "1 to 32 lower-case letters, digits, - and _, but none of health, manage, metrics, upload, v1, v1beta",
+    "1 to 32 lower-case letters, digits, - and _, but none of health, manage, metrics, upload, v1, v1beta, ws",
     |text| if is_api_name(text) { Ok(text.to_owned()) } else { Err(Refused::Malformed) },
 );
 
@@ -136,7 +136,7 @@ pub(super) const API_NAME: Rule<String> = Rule::new(
 fn is_api_name(text: &str) -> bool {
     (1..=32).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'))
-        && !["health", "manage", "metrics", "upload", "v1", "v1beta"].contains(&text)
+        && !["health", "manage", "metrics", "upload", "v1", "v1beta", "ws"].contains(&text)
 }
 
 fn address(text: &str) -> Result<SocketAddr, Refused> {

@@ -135,6 +135,8 @@ fn written(settings: &Settings) -> Option<String> {
         ("head_timeout", Some(duration(settings.head_timeout))),
         ("drain_timeout", Some(duration(settings.drain_timeout))),
         ("max_held_bytes_total", Some(settings.max_held_bytes_total.to_string())),
+        ("tls_cert_file", text(settings.tls.as_ref().and_then(|tls| tls.certificate.to_str()))),
+        ("tls_key_file", text(settings.tls.as_ref().and_then(|tls| tls.key.to_str()))),
         ("default_api", text(Some(settings.default_api.as_str()))),
         ("apis", Some(String::new())),
     ];

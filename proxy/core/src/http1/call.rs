@@ -18,7 +18,7 @@ pub enum Framing {
     Chunked,
 }
 
-/// HTTP/1.0 or HTTP/1.1; a newer minor version of 1 counts as 1.1.
+/// HTTP/1.0 or HTTP/1.1; HTTP/2 counts as 1.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     /// HTTP/1.0.
