@@ -191,7 +191,11 @@ async fn carry(
             body = changed.into();
             exchange.hides_usage = true;
         }
-        Upload::held(body, hold)
+        let mut upload = Upload::held(body.clone(), hold);
+        if exchange.model_requested.is_none() {
+            upload.scan.feed(&body);
+        }
+        upload
     } else {
         Upload::streamed(call, upstream.max_request_bytes)
     };

@@ -71,8 +71,6 @@ impl Upload {
         let length = u64::try_from(body.len()).unwrap_or(u64::MAX);
         let queue = if body.is_empty() { VecDeque::new() } else { VecDeque::from([body]) };
         let mut upload = Self::new(Framing::Length(length), length, queue, true, Some(hold));
-        // Where a policy has read it, the model is known already, and this looks no further than it stands.
-        upload.queue.iter().for_each(|body| upload.scan.feed(body));
         upload.sent_all = length == 0;
         upload
     }
