@@ -67,7 +67,7 @@ sdk-tests: debug-build sdk-needs ## The official SDKs, direct and through the pr
 fuzz-tests: build-needs ## The fuzz targets, each for a moment
 	@mkdir -p "$(LOGS)"
 	cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
-	.ci/fuzz 5 20000 2>&1 | tee "$(LOGS)/fuzz.log"
+	.ci/fuzz 120 6000 2>&1 | tee "$(LOGS)/fuzz.log"
 
 # --- for a person ---------------------------------------------------------------------------------------------------
 

@@ -312,7 +312,7 @@ impl Raw {
     }
 }
 
-async fn patient<T>(what: &str, waiting: impl Future<Output = T>) -> T {
+pub(crate) async fn patient<T>(what: &str, waiting: impl Future<Output = T>) -> T {
     timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{what}: nothing happens for {PATIENCE:?}"))
 }
 

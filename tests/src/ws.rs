@@ -13,8 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
+use crate::raw::patient;
 use crate::ws_frames::KEY;
-use crate::{Ask, Ended, Head, PATIENCE};
+use crate::{Ask, Ended, Head};
 
 pub use crate::ws_frames::{BINARY, CLOSE, FINAL, Frame, PING, PONG, TEXT, close_payload, frame, masked};
 
@@ -393,10 +394,6 @@ impl RawSocket {
             Err(_) => Err(Ended::Reset),
         }
     }
-}
-
-async fn patient<T>(what: &str, waiting: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{what}: nothing happens for {PATIENCE:?}"))
 }
 
 #[cfg(test)]

@@ -239,9 +239,7 @@ impl Client {
 
     /// After a whole answer: the connection for the next request, or a close that does not reset the answer away.
     pub async fn conclude(mut self) -> Option<Wire<Downstream>> {
-        if !self.body_is_over() {
-            self.drain().await;
-        }
+        self.drain().await;
         if self.closes {
             let _ = self.wire.fill().now_or_never();
             let more = !self.body_is_over() || !self.wire.input.is_empty();

@@ -183,7 +183,7 @@ async fn carry(
     let total = upstream.timeouts.total.map(|total| after(exchange.received().into(), total));
     let turn = Turn { gateway, call, upstream, cut: &cut, total };
     let mut upload = if reads_body {
-        let (mut body, hold) = whole_body(turn, client, exchange).await?;
+        let (mut body, hold) = whole_body(turn, client, exchange, held).await?;
         if let Some(model) = judge::body(&rule, &body, api, &known, &route)? {
             exchange.model_requested = Some(model);
         }
@@ -279,9 +279,13 @@ async fn invite_body(client: &mut Client) -> Result<(), Stop> {
 }
 
 /// Reads a body whole that must be judged or asked for usage.
-async fn whole_body(turn: Turn<'_>, client: &mut Client, exchange: &mut Exchange<'_>) -> Result<(Bytes, Hold), Stop> {
+async fn whole_body(
+    turn: Turn<'_>,
+    client: &mut Client,
+    exchange: &mut Exchange<'_>,
+    limit: u64,
+) -> Result<(Bytes, Hold), Stop> {
     let waiting = Instant::now();
-    let limit = turn.upstream.max_held_bytes.min(turn.upstream.max_request_bytes);
     let (whole, hold) = tokio::select! {
         biased;
         read = read_whole(client, turn.call, limit, &turn.gateway.held, turn.idle()) => read?,

@@ -7,13 +7,12 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures::FutureExt;
 use llm_proxy_core::answer::Refusal;
-use llm_proxy_core::http1::answer_head::{AnswerName, BodyFraming};
+use llm_proxy_core::http1::answer_head::{AnswerHead, AnswerName, BodyFraming};
 use llm_proxy_core::inject::Hider;
 use llm_proxy_core::usage::{Answer, Meter};
 use llm_proxy_plugins::event::Outcome;
 use tokio::time::{Instant, sleep_until};
 
-use super::clean;
 use super::exchange::Turn;
 use super::forward;
 use super::settle::Exchange;
@@ -39,11 +38,11 @@ pub async fn relay(
     provider: &mut Connection,
     cors_fields: &[(&'static str, Cow<'static, str>)],
 ) -> Result<(), Stop> {
-    begin_answer(exchange, provider)?;
+    let Some(answer) = provider.http.answer() else { return Err(Refusal::UpstreamInvalid.into()) };
+    begin_answer(exchange, answer);
     if !upload.sent_all && exchange.status.is_some_and(|status| status >= 300) {
         upload.discard_rest();
     }
-    let Some(answer) = provider.http.answer() else { return Err(Refusal::UpstreamInvalid.into()) };
     let framing = forward::answer_framing(turn.call, answer, exchange.hider.is_some());
     if exchange.is_stopping() {
         client.close_after();
@@ -137,11 +136,8 @@ pub async fn relay(
 }
 
 /// Takes note of the answer's head, and starts metering its body.
-fn begin_answer(exchange: &mut Exchange<'_>, provider: &Connection) -> Result<(), Refusal> {
-    let Some(answer) = provider.http.answer() else { return Err(Refusal::UpstreamInvalid) };
-    exchange.status = Some(answer.status());
-    exchange.provider_request_id =
-        forward::provider_request_id(exchange.dialect, answer).map(|id| clean::text(id, 256));
+fn begin_answer(exchange: &mut Exchange<'_>, answer: &AnswerHead) {
+    exchange.note_answer(answer);
     let head = Answer {
         dialect: exchange.dialect,
         status: answer.status(),
@@ -153,7 +149,6 @@ fn begin_answer(exchange: &mut Exchange<'_>, provider: &Connection) -> Result<()
     let is_readable = (200..300).contains(&head.status) && is_plain && meter.is_event_stream();
     exchange.hider = (exchange.hides_usage && is_readable).then(Hider::default);
     exchange.meter = Some(meter);
-    Ok(())
 }
 
 /// An answer that ends with its connection cannot be told from one that was cut: the record says so.
@@ -188,7 +183,11 @@ fn broken_answer(fault: &Fault) -> Stop {
 
 /// A write to the client. A cut may end it, and so may a client that takes nothing for as long as a provider may say
 /// nothing.
-async fn write(writing: impl Future<Output = std::io::Result<()>>, cut: &Watch, until: Instant) -> Result<(), Stop> {
+pub(super) async fn write(
+    writing: impl Future<Output = std::io::Result<()>>,
+    cut: &Watch,
+    until: Instant,
+) -> Result<(), Stop> {
     tokio::pin!(writing);
     // Nearly every write is done at once, and need not pay for a timer.
     if let Poll::Ready(written) = futures::poll!(&mut writing) {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use http::HeaderValue;
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
+use llm_proxy_core::http1::answer_head::AnswerHead;
 use llm_proxy_core::http1::call::{Call, Name};
 use llm_proxy_core::inject::Hider;
 use llm_proxy_core::routing::Route;
@@ -205,6 +206,13 @@ impl<'a> Exchange<'a> {
             self.gateway.begun.lock().insert(seq);
             self.begun = Some(seq);
         }
+    }
+
+    /// The head of the provider's answer is here, to be passed on.
+    pub fn note_answer(&mut self, answer: &AnswerHead) {
+        self.status = Some(answer.status());
+        let id = super::forward::provider_request_id(self.dialect, answer);
+        self.provider_request_id = id.map(|id| super::clean::text(id, 256));
     }
 
     /// The first byte of the provider's answer is here.

@@ -3,7 +3,6 @@
 //!
 //! Read and judged at the start. Pingora would find a fault with the first request, and by a panic.
 
-use std::panic::catch_unwind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use x509_parser::parse_x509_certificate;
 
 use crate::settings::ApiSettings;
 
@@ -59,10 +59,10 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
     Ok(found)
 }
 
-/// What Pingora makes of a certificate. It expects one that it can parse.
+/// What Pingora makes of a certificate. It expects one that this parser takes.
 fn parsed(certificate: &CertificateDer<'_>) -> Result<WrappedX509> {
-    let raw = certificate.to_vec();
-    catch_unwind(|| WrappedX509::new(raw, parse_x509)).map_err(|_| anyhow!("a certificate in it is malformed"))
+    parse_x509_certificate(certificate).map_err(|_| anyhow!("a certificate in it is malformed"))?;
+    Ok(WrappedX509::new(certificate.to_vec(), parse_x509))
 }
 
 fn authorities(file: &Path) -> Result<Arc<CaType>> {

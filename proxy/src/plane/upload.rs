@@ -185,7 +185,8 @@ async fn patient(until: Instant, writing: impl Future<Output = std::io::Result<(
     timeout_at(until, writing).await.map_err(|_| WriteFault::TooSlow)?.map_err(|_| WriteFault::Failed)
 }
 
-/// Reads a whole body that a policy must judge, at most `limit` bytes and within the process's budget.
+/// Reads a whole body, at most `limit` bytes and within the process's budget. One whose announced length is more has been
+/// refused before.
 ///
 /// # Errors
 /// [`ClientFault`]: too large (413), no memory (503), broken framing (400), or the client left.
@@ -198,29 +199,18 @@ pub async fn read_whole(
 ) -> Result<(Bytes, Hold), ClientFault> {
     let refuse = |refusal| Err(ClientFault::Refused(refusal));
     let mut hold = budget.hold();
-    if call.content_length().is_some_and(|length| length > limit) {
-        return refuse(Refusal::TooLarge(limit));
-    }
-    // What has been announced counts only as it comes: announcing costs a client nothing.
-    let mut reserved = 0u64;
     let mut upload = Upload::streamed(call, limit);
     let mut whole = BytesMut::new();
     let mut single: Option<Bytes> = None;
-    let mut length = 0u64;
     while !upload.client_done {
         match timeout(idle, upload.next(client)).await {
             Ok(taken) => taken?,
             Err(_) => return refuse(Refusal::InvalidRequest("the body stopped coming".into())),
         };
         while let Some(piece) = upload.queue.pop_front() {
-            upload.queued = 0;
-            length = length.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
-            if length > reserved {
-                let more = length.saturating_sub(reserved);
-                if !hold.grow(more) {
-                    return refuse(Refusal::Overloaded);
-                }
-                reserved = reserved.saturating_add(more);
+            // What has been announced counts only as it comes: announcing costs a client nothing.
+            if !hold.grow(u64::try_from(piece.len()).unwrap_or(u64::MAX)) {
+                return refuse(Refusal::Overloaded);
             }
             // The ordinary small body comes in one piece, and needs no copy.
             match (single.take(), whole.is_empty()) {

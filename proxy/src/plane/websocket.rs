@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::clocks::after;
 use super::exchange::Turn;
+use super::relay::write;
 use super::settle::{self, Exchange, now_us};
 use super::state::CutReason;
 use super::stop::{Stop, cut_name};
@@ -122,16 +123,9 @@ pub async fn carry(
             tracing::warn!(%bad, "a provider gave no usable answer head");
             Refusal::UpstreamInvalid
         })?;
-    exchange.status = Some(answer.status());
-    exchange.provider_request_id =
-        forward::provider_request_id(exchange.dialect, answer).map(|id| clean::text(id, 256));
+    exchange.note_answer(answer);
     put_switch(client, exchange, answer, rules.upgrade, protocol);
-    let greeting = async { tokio::time::timeout(turn.idle(), client.flush()).await };
-    tokio::select! {
-        biased;
-        greeted = greeting => if !matches!(greeted, Ok(Ok(()))) { return Err(Stop::ClientGone) },
-        reason = turn.cut.cut() => return Err(Stop::Torn(reason)),
-    }
+    write(client.flush(), turn.cut, after(Instant::now(), turn.idle())).await?;
     exchange.session = Some(Session::new(exchange.dialect));
 
     let (early, client_io) = client.tunnel();

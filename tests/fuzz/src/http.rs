@@ -89,8 +89,15 @@ pub fn answer(raw: &[u8], to_head: bool) -> Option<Answer> {
         (None, true) => BodyFraming::Chunked,
         (None, false) => BodyFraming::UntilClose,
     };
+    // Where no body may be but one is announced, its bytes may come all the same, where the next answer is expected.
+    let announces = match body_length(&fields, is_1_1)? {
+        (Some(length), _) => length > 0,
+        (None, is_chunked) => is_chunked,
+    };
+    let is_doubtful = announces && matches!(status, 100..=199 | 204);
     let stays = if is_1_1 { !has_option(&fields, "close") } else { has_option(&fields, "keep-alive") };
-    Some(Answer { status, framing, persists: stays && framing != BodyFraming::UntilClose, fields })
+    let persists = stays && framing != BodyFraming::UntilClose && !is_doubtful;
+    Some(Answer { status, framing, persists, fields })
 }
 
 /// Whether `Connection` names this option.

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::octets::{has_control, token_length};
+use super::lines::{self, BadLine, narrow};
+use super::octets::has_control;
 
 /// The most field lines taken.
 const MOST_FIELDS: usize = 256;
@@ -256,20 +257,11 @@ impl AnswerHead {
 }
 
 fn digits(value: &[u8]) -> Result<u64, BadAnswer> {
-    if value.is_empty() || value.len() > 15 || !value.iter().all(u8::is_ascii_digit) {
-        return Err(BadAnswer("its Content-Length is not 1 to 15 digits"));
-    }
-    Ok(value
-        .iter()
-        .fold(0u64, |sum, digit| sum.saturating_mul(10).saturating_add(u64::from(digit.saturating_sub(b'0')))))
+    lines::digits(value).ok_or(BadAnswer("its Content-Length is not 1 to 15 digits"))
 }
 
 fn line_end(text: &[u8], from: usize) -> Result<usize, BadAnswer> {
-    let found = text.get(from..).and_then(|rest| memchr::memchr(b'\r', rest)).map(|found| found.saturating_add(from));
-    match found {
-        Some(at) if text.get(at.saturating_add(1)) == Some(&b'\n') => Ok(at),
-        _ => Err(BadAnswer("a line has a bare CR")),
-    }
+    lines::end(text, from).ok_or(BadAnswer("a line has a bare CR"))
 }
 
 /// `HTTP/1.1 200 OK`; the reason may be missing, with its space.
@@ -296,23 +288,10 @@ fn status_line(line: &[u8]) -> Result<(u16, bool), BadAnswer> {
 }
 
 fn field_line(text: &[u8], start: usize, end: usize) -> Result<Field, BadAnswer> {
-    let line = text.get(start..end).unwrap_or(&[]);
-    let colon = token_length(line);
-    if colon == 0 || line.get(colon) != Some(&b':') {
-        return Err(BadAnswer("a field line does not begin with a token and a colon"));
-    }
-    let name = line.get(..colon).unwrap_or(&[]);
-    let value = line.get(colon.saturating_add(1)..).unwrap_or(&[]);
-    if has_control(value) {
-        return Err(BadAnswer("a field value has a control octet"));
-    }
-    let lead = value.len().saturating_sub(value.trim_ascii_start().len());
-    let value_start = start.saturating_add(colon).saturating_add(1).saturating_add(lead);
-    let value_end = value_start.saturating_add(value.trim_ascii().len());
-    let narrow = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
-    Ok(Field {
-        kind: AnswerName::of(name),
-        name: narrow(start)..narrow(start.saturating_add(colon)),
-        value: narrow(value_start)..narrow(value_end),
-    })
+    let (name, value) = lines::field(text, start, end).map_err(|bad| match bad {
+        BadLine::Name => BadAnswer("a field line does not begin with a token and a colon"),
+        BadLine::Value => BadAnswer("a field value has a control octet"),
+    })?;
+    let kind = AnswerName::of(text.get(name.clone()).unwrap_or(&[]));
+    Ok(Field { kind, name: narrow(&name), value: narrow(&value) })
 }

@@ -126,7 +126,7 @@ impl ChunkRules {
             (At::DataLf, b'\n') => Ok(At::Size),
             (At::DataCr | At::DataLf, _) => Err("a chunk is longer than its size"),
             (At::TrailerStart, b'\r') => Ok(At::LastLf),
-            (At::TrailerStart | At::TrailerName, b':') if self.at == At::TrailerName => self.trailer(At::TrailerValue),
+            (At::TrailerName, b':') => self.trailer(At::TrailerValue),
             (At::TrailerStart | At::TrailerName, byte) if super::octets::is_token_octet(byte) => {
                 self.trailer(At::TrailerName)
             }

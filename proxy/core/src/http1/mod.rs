@@ -6,5 +6,6 @@
 pub mod answer_head;
 pub mod call;
 pub mod chunks;
+mod lines;
 pub mod octets;
 pub mod request_head;

@@ -9,7 +9,8 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::call::{Call, Field, Framing, Name, Parts, Version};
-use super::octets::{has_control, is_target, is_token, token_length};
+use super::lines::{self, BadLine, narrow};
+use super::octets::{is_target, is_token};
 
 /// The most field lines taken.
 pub const MOST_FIELDS: usize = 100;
@@ -23,13 +24,13 @@ pub type BadHead = Cow<'static, str>;
 /// What is wrong, for a 400 that closes the connection.
 pub fn parse(raw: Bytes) -> Result<Call, BadHead> {
     let text: &[u8] = &raw;
-    let line_end = find_crlf(text, 0).ok_or("the request line does not end")?;
+    let line_end = lines::end(text, 0).ok_or("the request line does not end")?;
     let line = text.get(..line_end).unwrap_or(&[]);
     let (method, mut target, version) = request_line(line)?;
     let mut fields = Vec::with_capacity(16);
     let mut at = line_end.saturating_add(2);
     loop {
-        let end = find_crlf(text, at).ok_or("a field line does not end")?;
+        let end = lines::end(text, at).ok_or("a field line does not end")?;
         if end == at {
             break;
         }
@@ -60,16 +61,6 @@ pub fn parse(raw: Bytes) -> Result<Call, BadHead> {
     Ok(Call::new(Parts { method, target, fields, version, framing, raw }))
 }
 
-fn find_crlf(text: &[u8], from: usize) -> Option<usize> {
-    let found = memchr::memchr(b'\r', text.get(from..)?)?.saturating_add(from);
-    (text.get(found.saturating_add(1)) == Some(&b'\n')).then_some(found)
-}
-
-fn narrow(range: &Range<usize>) -> Range<u32> {
-    // A head is at most 32 KiB: positions always fit.
-    u32::try_from(range.start).unwrap_or(u32::MAX)..u32::try_from(range.end).unwrap_or(u32::MAX)
-}
-
 fn request_line(line: &[u8]) -> Result<(Range<usize>, Range<usize>, Version), BadHead> {
     let first = memchr::memchr(b' ', line).ok_or("the request line is not method, target, version")?;
     let last = memchr::memrchr(b' ', line).ok_or("the request line is not method, target, version")?;
@@ -91,24 +82,12 @@ fn request_line(line: &[u8]) -> Result<(Range<usize>, Range<usize>, Version), Ba
 }
 
 fn field_line(text: &[u8], start: usize, end: usize) -> Result<Field, BadHead> {
-    let line = text.get(start..end).unwrap_or(&[]);
-    let colon = token_length(line);
-    if colon == 0 || line.get(colon) != Some(&b':') {
-        return Err("a field line does not begin with a token and its colon".into());
-    }
-    let name = line.get(..colon).unwrap_or(&[]);
-    let value = line.get(colon.saturating_add(1)..).unwrap_or(&[]);
-    if has_control(value) {
-        return Err("a field value has a control octet".into());
-    }
-    let trimmed = value.trim_ascii();
-    let lead = value.len().saturating_sub(value.trim_ascii_start().len());
-    let value_start = start.saturating_add(colon).saturating_add(1).saturating_add(lead);
-    Ok(Field::new(
-        narrow(&(start..start.saturating_add(colon))),
-        narrow(&(value_start..value_start.saturating_add(trimmed.len()))),
-        Name::of(name),
-    ))
+    let (name, value) = lines::field(text, start, end).map_err(|bad| match bad {
+        BadLine::Name => "a field line does not begin with a token and its colon",
+        BadLine::Value => "a field value has a control octet",
+    })?;
+    let kind = Name::of(text.get(name.clone()).unwrap_or(&[]));
+    Ok(Field::new(narrow(&name), narrow(&value), kind))
 }
 
 fn slice<'a>(text: &'a [u8], field: &Field) -> &'a [u8] {
@@ -133,13 +112,7 @@ fn framing(text: &[u8], fields: &[Field], version: Version) -> Result<Framing, B
         (None, None) => Ok(Framing::None),
         (Some(_), Some(_)) => Err("Content-Length and Transfer-Encoding stand there both".into()),
         (Some(length), None) => {
-            let digits = slice(text, length);
-            if digits.is_empty() || digits.len() > 15 || !digits.iter().all(u8::is_ascii_digit) {
-                return Err("Content-Length is not 1 to 15 digits".into());
-            }
-            let length = digits
-                .iter()
-                .fold(0u64, |sum, digit| sum.saturating_mul(10).saturating_add(u64::from(digit.saturating_sub(b'0'))));
+            let length = lines::digits(slice(text, length)).ok_or("Content-Length is not 1 to 15 digits")?;
             Ok(Framing::Length(length))
         }
         (None, Some(_)) if version == Version::Http10 => Err("Transfer-Encoding came with HTTP/1.0".into()),
