@@ -10,6 +10,8 @@ mod head_reader;
 mod provider;
 
 use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -21,7 +23,7 @@ use tokio::time::timeout;
 
 pub use self::client::{Client, Outgoing, put_date, put_field, put_status};
 pub use self::head_reader::{Received, read_head};
-pub use self::provider::Provider;
+pub use self::provider::{Provider, Step};
 
 /// Room for one read.
 const READ: usize = 8 * 1024;
@@ -66,6 +68,19 @@ enum Incoming {
     Chunked(ChunkRules),
     UntilClose,
     Done,
+}
+
+impl Incoming {
+    /// The connection has ended.
+    fn end(&mut self) -> Result<(), Fault> {
+        match self {
+            Self::UntilClose | Self::Done => {
+                *self = Self::Done;
+                Ok(())
+            }
+            Self::Length(_) | Self::Chunked(_) => Err(Fault::Cut),
+        }
+    }
 }
 
 impl From<Framing> for Incoming {
@@ -113,12 +128,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.stream.read_buf(&mut self.input).await
     }
 
+    /// The same, as far as it can be done at once.
+    fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        pin!(self.fill()).poll(context)
+    }
+
     /// The next piece of a body; `None` at its end. Cancel safe.
     async fn read_piece(&mut self, incoming: &mut Incoming) -> Result<Option<Bytes>, Fault> {
         loop {
+            let piece = self.take_piece(incoming)?;
+            if piece.is_some() || matches!(incoming, Incoming::Done) {
+                return Ok(piece);
+            }
+            if self.fill().await? == 0 {
+                incoming.end()?;
+            }
+        }
+    }
+
+    /// The next piece of a body of what has been read; `None` when more must be, or at its end.
+    fn take_piece(&mut self, incoming: &mut Incoming) -> Result<Option<Bytes>, Fault> {
+        while !self.input.is_empty() {
             match incoming {
-                Incoming::Done => return Ok(None),
-                Incoming::Length(left) if !self.input.is_empty() => {
+                Incoming::Done => break,
+                Incoming::Length(left) => {
                     let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(self.input.len());
                     *left = left.saturating_sub(u64::try_from(taken).unwrap_or(u64::MAX));
                     if *left == 0 {
@@ -126,30 +159,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     }
                     return Ok(Some(self.input.split_to(taken).freeze()));
                 }
-                Incoming::Chunked(rules) if !self.input.is_empty() => {
-                    match rules.run(&self.input).map_err(Fault::Invalid)? {
-                        Run::Framing(taken) => {
-                            self.input.advance(taken);
-                            if rules.is_done() {
-                                *incoming = Incoming::Done;
-                            }
-                        }
-                        Run::Data(taken) => return Ok(Some(self.input.split_to(taken).freeze())),
-                        Run::Beyond => *incoming = Incoming::Done,
-                    }
-                }
-                Incoming::UntilClose if !self.input.is_empty() => return Ok(Some(self.input.split().freeze())),
-                Incoming::Length(_) | Incoming::Chunked(_) | Incoming::UntilClose => {
-                    if self.fill().await? == 0 {
-                        if matches!(incoming, Incoming::UntilClose) {
+                Incoming::Chunked(rules) => match rules.run(&self.input).map_err(Fault::Invalid)? {
+                    Run::Framing(taken) => {
+                        self.input.advance(taken);
+                        if rules.is_done() {
                             *incoming = Incoming::Done;
-                            return Ok(None);
                         }
-                        return Err(Fault::Cut);
                     }
-                }
+                    Run::Data(taken) => return Ok(Some(self.input.split_to(taken).freeze())),
+                    Run::Beyond => *incoming = Incoming::Done,
+                },
+                Incoming::UntilClose => return Ok(Some(self.input.split().freeze())),
             }
         }
+        Ok(None)
     }
 
     /// Writes a piece of a body, as a chunk or as it is. Small pieces wait for [`Self::flush`]. Not cancel safe.

@@ -1,20 +1,45 @@
-//! One exchange with a provider: a request written, an answer read strictly.
+//! One exchange with a provider: a request written while its answer is read, strictly.
+//!
+//! Waiting for the answer sends what waits to be sent. So an answer that comes early is seen while the provider takes
+//! nothing more, and dropping a wait loses nothing in either direction.
 
-use std::io;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use llm_proxy_core::http1::answer_head::{self, AnswerHead, Asked};
 use llm_proxy_core::http1::call::Framing;
 use pingora_core::protocols::Stream;
+use tokio::io::AsyncWrite;
 
-use super::{Fault, Incoming, Wire};
+use super::{Fault, GATHERED, Incoming, Wire, put_size};
 
 /// The largest head of an answer taken, in bytes.
 const LARGEST_HEAD: usize = 64 * 1024;
 
+/// What happened while an answer was waited for.
+#[derive(Debug)]
+pub enum Step<T> {
+    /// Everything that waited has been sent: there is room for more.
+    Sent,
+    /// The connection takes nothing more. What waited is thrown away; an answer may be there all the same.
+    Unsendable,
+    /// This came.
+    Came(T),
+}
+
 /// One exchange on one connection to a provider.
 pub struct Provider {
     wire: Wire<Stream>,
+    /// How much of the wire's output has been sent, in bytes.
+    sent: usize,
+    /// A piece that was too large to be gathered. It follows the output.
+    large: Bytes,
+    /// What follows the large piece.
+    behind: &'static [u8],
+    takes_no_more: bool,
     framing: Framing,
     asked: Asked,
     answer: Option<AnswerHead>,
@@ -28,6 +53,10 @@ impl Provider {
     pub fn new(stream: Stream) -> Self {
         Self {
             wire: Wire::new(stream),
+            sent: 0,
+            large: Bytes::new(),
+            behind: b"",
+            takes_no_more: false,
             framing: Framing::None,
             asked: Asked::Ordinary,
             answer: None,
@@ -36,46 +65,54 @@ impl Provider {
         }
     }
 
-    /// Puts the request's head together with what follows; [`Self::flush`] sends it.
+    /// Puts the request's head together with what follows; waiting for the answer sends it.
     pub fn put_head(&mut self, head: Vec<u8>, framing: Framing, asked: Asked) {
         self.wire.output = head;
         self.framing = framing;
         self.asked = asked;
     }
 
-    /// Whether something waits for [`Self::flush`].
+    /// Whether something waits to be sent.
     pub fn has_output(&self) -> bool {
-        !self.wire.output.is_empty()
+        !self.wire.output.is_empty() || !self.large.is_empty() || !self.behind.is_empty()
     }
 
-    /// Writes a piece of the request's body. Small pieces are gathered. Not cancel safe.
-    ///
-    /// # Errors
-    /// When the connection fails.
-    pub async fn write_body(&mut self, piece: &[u8]) -> io::Result<()> {
-        self.wire.write_piece(self.framing == Framing::Chunked, piece).await
+    /// Whether more of the request's body, or its end, may be put.
+    pub fn has_room(&self) -> bool {
+        self.large.is_empty() && self.behind.is_empty() && self.wire.output.len() < GATHERED && !self.takes_no_more
     }
 
-    /// Puts the end of the request's body; [`Self::flush`] sends it.
+    /// Puts a piece of the request's body where there [is room](Self::has_room). Small pieces are gathered.
+    pub fn put_body(&mut self, piece: Bytes) {
+        if piece.is_empty() {
+            return; // as a chunk it would be the end
+        }
+        let is_chunked = self.framing == Framing::Chunked;
+        if is_chunked {
+            put_size(&mut self.wire.output, piece.len());
+        }
+        let behind: &'static [u8] = if is_chunked { b"\r\n" } else { b"" };
+        if self.wire.output.len().saturating_add(piece.len()) <= GATHERED {
+            self.wire.output.extend_from_slice(&piece);
+            self.wire.output.extend_from_slice(behind);
+        } else {
+            self.large = piece;
+            self.behind = behind;
+        }
+    }
+
+    /// Puts the end of the request's body where there [is room](Self::has_room).
     pub fn end_body(&mut self) {
         if self.framing == Framing::Chunked {
             self.wire.put_last_chunk();
         }
     }
 
-    /// Sends what waits. Not cancel safe.
-    ///
-    /// # Errors
-    /// When the connection fails.
-    pub async fn flush(&mut self) -> io::Result<()> {
-        self.wire.flush().await
-    }
-
-    /// Reads the head of the next answer, interim ones included. Cancel safe.
+    /// Waits for the head of the next answer, interim ones included, and sends what waits. Cancel safe.
     ///
     /// # Errors
     /// [`Fault`].
-    pub async fn read_head(&mut self) -> Result<(), Fault> {
+    pub async fn next_head(&mut self) -> Result<Step<()>, Fault> {
         let mut looked = 0usize;
         loop {
             if let Some(end) = answer_head::end(&self.wire.input, &mut looked)? {
@@ -87,15 +124,97 @@ impl Provider {
                 self.incoming = answer.framing().into();
                 self.persists &= answer.persists();
                 self.answer = Some(answer);
-                return Ok(());
+                return Ok(Step::Came(()));
             }
             if self.wire.input.len() > LARGEST_HEAD {
                 return Err(Fault::Invalid("its head is larger than 64 KiB"));
             }
-            if self.wire.fill().await? == 0 {
-                return Err(if self.wire.input.is_empty() { Fault::Closed } else { Fault::Cut });
+            match poll_fn(|context| self.poll_step(context)).await? {
+                Step::Came(0) => {
+                    return Err(if self.wire.input.is_empty() { Fault::Closed } else { Fault::Cut });
+                }
+                Step::Came(_) => {}
+                Step::Sent => return Ok(Step::Sent),
+                Step::Unsendable => return Ok(Step::Unsendable),
             }
         }
+    }
+
+    /// Waits for the next piece of the answer's body, `None` at its end, and sends what waits. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Fault`]: a body that ends before its framing says so is [`Fault::Cut`].
+    pub async fn next_piece(&mut self) -> Result<Step<Option<Bytes>>, Fault> {
+        loop {
+            if let Some(piece) = self.wire.take_piece(&mut self.incoming)? {
+                return Ok(Step::Came(Some(piece)));
+            }
+            if matches!(self.incoming, Incoming::Done) {
+                return Ok(Step::Came(None));
+            }
+            match poll_fn(|context| self.poll_step(context)).await? {
+                Step::Came(0) => self.incoming.end()?,
+                Step::Came(_) => {}
+                Step::Sent => return Ok(Step::Sent),
+                Step::Unsendable => return Ok(Step::Unsendable),
+            }
+        }
+    }
+
+    /// Sends what the connection takes, then reads once; [`Step::Came`] has how much.
+    fn poll_step(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Step<usize>>> {
+        if self.has_output() {
+            match self.poll_send(context) {
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(Step::Sent)),
+                Poll::Ready(Err(_)) => {
+                    self.throw_away();
+                    self.takes_no_more = true;
+                    return Poll::Ready(Ok(Step::Unsendable));
+                }
+                Poll::Pending => {}
+            }
+        }
+        self.wire.poll_fill(context).map_ok(Step::Came)
+    }
+
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.has_output() {
+            let gathered = self.wire.output.get(self.sent..).unwrap_or(&[]);
+            let stream = Pin::new(&mut self.wire.stream);
+            let written = if self.large.is_empty() && self.behind.is_empty() {
+                ready!(stream.poll_write(context, gathered))?
+            } else {
+                // One write of all three, where the connection can do that.
+                let slices = [gathered, &self.large, self.behind].map(IoSlice::new);
+                let first = slices.iter().position(|slice| !slice.is_empty()).unwrap_or(0);
+                ready!(stream.poll_write_vectored(context, slices.get(first..).unwrap_or(&[])))?
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.note_written(written);
+        }
+        Pin::new(&mut self.wire.stream).poll_flush(context)
+    }
+
+    fn note_written(&mut self, written: usize) {
+        let of_output = written.min(self.wire.output.len().saturating_sub(self.sent));
+        self.sent = self.sent.saturating_add(of_output);
+        if self.sent == self.wire.output.len() {
+            self.wire.output.clear();
+            self.sent = 0;
+        }
+        let written = written.saturating_sub(of_output);
+        let of_large = written.min(self.large.len());
+        self.large.advance(of_large);
+        self.behind = self.behind.get(written.saturating_sub(of_large)..).unwrap_or(&[]);
+    }
+
+    fn throw_away(&mut self) {
+        self.wire.output.clear();
+        self.sent = 0;
+        self.large.clear();
+        self.behind = b"";
     }
 
     /// Whether anything of an answer has come. What the provider has begun must not be asked again.
@@ -108,14 +227,6 @@ impl Provider {
         self.answer.as_ref()
     }
 
-    /// The next piece of the answer's body; `None` at its end. Cancel safe.
-    ///
-    /// # Errors
-    /// [`Fault`]: a body that ends before its framing says so is [`Fault::Cut`].
-    pub async fn read_body(&mut self) -> Result<Option<Bytes>, Fault> {
-        self.wire.read_piece(&mut self.incoming).await
-    }
-
     /// After a 101: what the provider sent behind it, and the connection.
     pub fn tunnel(&mut self) -> (BytesMut, &mut Stream) {
         (self.wire.input.split(), &mut self.wire.stream)
@@ -124,7 +235,7 @@ impl Provider {
     /// The connection, when everything on it was regular and it may carry another exchange.
     pub fn into_reusable(self) -> Option<Stream> {
         let clean = self.answer.is_some() && matches!(self.incoming, Incoming::Done) && self.wire.is_clean();
-        (self.persists && clean).then_some(self.wire.stream)
+        (self.persists && clean && !self.has_output()).then_some(self.wire.stream)
     }
 }
 
@@ -153,10 +264,14 @@ mod tests {
             }
         });
         let reading = async {
-            http.read_head().await?;
+            while !matches!(http.next_head().await?, Step::Came(())) {}
             let mut body = Vec::new();
-            while let Some(piece) = http.read_body().await? {
-                body.extend_from_slice(&piece);
+            loop {
+                match http.next_piece().await? {
+                    Step::Came(Some(piece)) => body.extend_from_slice(&piece),
+                    Step::Came(None) => break,
+                    Step::Sent | Step::Unsendable => {}
+                }
             }
             Ok((http.answer().unwrap().status(), body))
         };
@@ -213,23 +328,58 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn small_requests_leave_in_one_piece_and_large_ones_whole() {
-        let (mut http, mut provider) = connection();
-        http.put_head(
-            Vec::from("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"),
-            Framing::Chunked,
-            Asked::Ordinary,
-        );
-        http.write_body(b"hello").await.unwrap();
-        http.write_body(&[b'x'; 20_000]).await.unwrap();
-        http.end_body();
-        http.flush().await.unwrap();
-        assert!(!http.has_output());
-        drop(http);
-        let mut sent = Vec::new();
-        provider.read_to_end(&mut sent).await.unwrap();
-        let body = sent.splitn(2, |byte| *byte == b'5').nth(1).unwrap();
-        assert!(body.starts_with(b"\r\nhello\r\n4e20\r\nxxx") && body.ends_with(b"xxx\r\n0\r\n\r\n"));
+    async fn pieces_of_any_size_arrive_in_order_through_any_narrow_connection() {
+        for room in [1, 7, 4096, 1 << 20] {
+            let (ours, mut provider) = tokio::io::duplex(room);
+            let mut http = Provider::new(Box::new(ours));
+            let head = Vec::from("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n");
+            http.put_head(head, Framing::Chunked, Asked::Ordinary);
+            let receiving = tokio::spawn(async move {
+                let mut sent = Vec::new();
+                provider.read_to_end(&mut sent).await.unwrap();
+                sent
+            });
+            for size in [5usize, 20_000, 0, 3, 40_000] {
+                while !http.has_room() {
+                    assert!(matches!(http.next_head().await.unwrap(), Step::Sent));
+                }
+                http.put_body(vec![b'x'; size].into());
+            }
+            assert!(!http.has_room() && http.has_output());
+            assert!(matches!(http.next_head().await.unwrap(), Step::Sent));
+            http.end_body();
+            assert!(matches!(http.next_head().await.unwrap(), Step::Sent));
+            assert!(!http.has_output());
+            drop(http);
+            let sent = receiving.await.unwrap();
+            let body = sent.splitn(2, |byte| *byte == b'5').nth(1).unwrap();
+            assert!(body.starts_with(b"\r\nxxxxx\r\n4e20\r\nxxx") && body.ends_with(b"xxx\r\n0\r\n\r\n"));
+            assert_eq!(body.iter().filter(|byte| **byte == b'x').count(), 60_008);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_seen_while_the_provider_takes_nothing_more() {
+        let (ours, mut provider) = tokio::io::duplex(64);
+        let mut http = Provider::new(Box::new(ours));
+        http.put_head(Vec::from("POST / HTTP/1.1\r\n\r\n"), Framing::Length(50_000), Asked::Ordinary);
+        http.put_body(vec![b'x'; 50_000].into());
+        provider.write_all(b"HTTP/1.1 413 No\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+        assert!(matches!(http.next_head().await.unwrap(), Step::Came(())));
+        assert_eq!(http.answer().unwrap().status(), 413);
+        assert!(matches!(http.next_piece().await.unwrap(), Step::Came(Some(_))));
+        assert!(http.has_output() && http.into_reusable().is_none(), "what was not sent whole carries nothing else");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_takes_no_more_may_have_answered_all_the_same() {
+        let (mut http, provider) = connection();
+        drop(provider);
+        http.put_head(Vec::from("POST / HTTP/1.1\r\n\r\n"), Framing::Length(5), Asked::Ordinary);
+        http.put_body(Bytes::from_static(b"hello"));
+        assert!(matches!(http.next_head().await.unwrap(), Step::Unsendable));
+        assert!(!http.has_output() && !http.has_room());
+        assert!(matches!(http.next_head().await, Err(Fault::Closed)));
     }
 
     proptest! {

@@ -1,7 +1,6 @@
 //! The provider's answer on its way to the client: each piece as it comes, untouched, metered as it passes.
 
 use std::borrow::Cow;
-use std::future::ready;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -21,10 +20,10 @@ use super::stop::Stop;
 use super::upload::Upload;
 use super::upstream::Connection;
 use crate::client::Client;
-use crate::http1::{Fault, Outgoing};
+use crate::http1::{Fault, Outgoing, Step};
 
-/// What has come of the provider's body before anybody waited for it.
-type Ready = Option<Result<Option<Bytes>, Fault>>;
+/// What happened on the provider's side before anybody waited for it.
+type Ready = Option<Result<Step<Option<Bytes>>, Fault>>;
 
 /// Passes the answer on, and settles the exchange at its end.
 ///
@@ -53,11 +52,11 @@ pub async fn relay(
     let clock = sleep_until(turn.idle_deadline(progress));
     tokio::pin!(clock);
     let mut next: Ready = match framing {
-        Outgoing::NoBody(_) => Some(Ok(None)),
+        Outgoing::NoBody(_) => Some(Ok(Step::Came(None))),
         // An answer that is here already goes out with its head, in one write.
-        _ => provider.http.read_body().now_or_never(),
+        _ => provider.http.next_piece().now_or_never(),
     };
-    if next.is_none() {
+    if !has_come(&next) {
         write(client.flush(), turn.cut, turn.idle_deadline(progress)).await?;
     }
     loop {
@@ -68,11 +67,11 @@ pub async fn relay(
         if turn.total.is_some_and(|total| total <= progress) {
             return Err(Refusal::UpstreamTimeout("total").into());
         }
-        let read = match next.take() {
-            Some(read) => read,
+        let step = match next.take() {
+            Some(step) => step,
             None => tokio::select! {
                 biased;
-                read = provider.http.read_body() => read,
+                step = provider.http.next_piece() => step,
                 reason = turn.cut.cut() => return Err(Stop::Cut(reason)),
                 () = &mut clock => {
                     if turn.idle_deadline(progress) <= Instant::now() {
@@ -82,19 +81,25 @@ pub async fn relay(
                     clock.as_mut().reset(turn.idle_deadline(progress));
                     continue;
                 }
-                () = ready(()), if upload.has_queued() => {
-                    pump_late(turn, exchange, upload, provider).await?;
-                    continue;
-                }
-                from_client = upload.next(client) => {
+                from_client = upload.next(client), if upload.has_room() => {
                     from_client?;
+                    upload.put(&mut provider.http);
                     continue;
                 }
             },
         };
-        let piece = match read {
-            Ok(Some(piece)) => piece,
-            Ok(None) => break,
+        let piece = match step {
+            Ok(Step::Came(Some(piece))) => piece,
+            Ok(Step::Came(None)) => break,
+            Ok(Step::Sent) => {
+                exchange.note_sent(upload, &provider.http);
+                upload.put(&mut provider.http);
+                continue;
+            }
+            Ok(Step::Unsendable) => {
+                upload.discard_rest();
+                continue;
+            }
             Err(fault) => return Err(broken_answer(&fault)),
         };
         progress = Instant::now();
@@ -102,11 +107,11 @@ pub async fn relay(
         if let Some(meter) = &mut exchange.meter {
             meter.observe(&piece);
         }
-        next = provider.http.read_body().now_or_never();
+        next = provider.http.next_piece().now_or_never();
         let until = turn.idle_deadline(progress);
         match &next {
             // The record of the end is in the file before the client can see the end: here by counting.
-            Some(Ok(None)) if matches!(framing, Outgoing::Length(_)) => {
+            Some(Ok(Step::Came(None))) if matches!(framing, Outgoing::Length(_)) => {
                 exchange.settle(Outcome::Finished, until_close(provider))
             }
             _ if exchange.meter.as_ref().is_some_and(Meter::is_over) => exchange.settle(Outcome::Finished, None),
@@ -121,7 +126,7 @@ pub async fn relay(
             }
         }
         // What is here already may share a write with this piece; whatever has to be waited for may not hold it up.
-        if next.is_none() {
+        if !has_come(&next) {
             write(client.flush(), turn.cut, until).await?;
         }
     }
@@ -157,23 +162,9 @@ fn until_close(provider: &Connection) -> Option<Cow<'static, str>> {
     (answer.framing() == BodyFraming::UntilClose).then_some("until_close".into())
 }
 
-/// A piece of the request while the answer already comes.
-async fn pump_late(
-    turn: Turn<'_>,
-    exchange: &mut Exchange<'_>,
-    upload: &mut Upload,
-    provider: &mut Connection,
-) -> Result<(), Stop> {
-    tokio::select! {
-        biased;
-        written = upload.write_queued(&mut provider.http, turn, &mut exchange.request_bytes) => {
-            if written.is_err() {
-                upload.discard_rest();
-            }
-            Ok(())
-        }
-        reason = turn.cut.cut() => Err(Stop::Cut(reason)),
-    }
+/// Whether more of the answer is here, or its end: then what has been put for the client need not go alone.
+fn has_come(next: &Ready) -> bool {
+    matches!(next, Some(Ok(Step::Came(_)) | Err(_)))
 }
 
 fn broken_answer(fault: &Fault) -> Stop {

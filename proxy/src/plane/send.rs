@@ -1,6 +1,5 @@
 //! A request on its way to the provider: a connection, head and body, until the head of the final answer is here.
 
-use std::future::ready;
 use std::time::Duration;
 
 use llm_proxy_core::answer::Refusal;
@@ -11,14 +10,14 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::clocks::{after, earlier};
 use super::exchange::Turn;
 use super::forward::{self, Destination};
+use super::reply;
 use super::settle::Exchange;
 use super::state::Permit;
 use super::stop::Stop;
-use super::upload::{Upload, WriteFault};
+use super::upload::{STALLED, Upload};
 use super::upstream::{ConnectError, Connection};
-use super::{clean, reply};
 use crate::client::Client;
-use crate::http1::Fault;
+use crate::http1::{Fault, Step};
 
 /// The most interim answers of one exchange: a provider that sends no others is none.
 const MOST_INTERIM: u32 = 16;
@@ -105,38 +104,26 @@ async fn send_once(
     upload: &mut Upload,
     provider: &mut Connection,
 ) -> Result<(), Attempt> {
-    let patience = turn.upstream.timeouts.first_byte;
-    let clock = sleep_until(earlier(after(Instant::now(), patience), turn.total));
-    tokio::pin!(clock);
     let mut interim = 0;
+    upload.put(&mut provider.http);
+    let clock = sleep_until(deadline(turn, upload));
+    tokio::pin!(clock);
     loop {
-        if upload.has_queued() || provider.http.has_output() {
-            let before = exchange.request_bytes;
-            let outcome = tokio::select! {
-                biased;
-                outcome = upload.write_queued(&mut provider.http, turn, &mut exchange.request_bytes) => outcome,
-                reason = turn.cut.cut() => return Err(Stop::Cut(reason).into()),
-            };
-            if exchange.request_bytes > before {
-                // A provider need not answer before it has the body: its time begins anew with each piece.
-                clock.as_mut().reset(earlier(after(Instant::now(), patience), turn.total));
-            }
-            if exchange.model_requested.is_none() {
-                exchange.model_requested = upload.scan.model().map(|model| clean::text(model, 256));
-            }
-            if let Err(fault) = outcome {
-                return early_answer(turn, exchange, upload, provider, fault).await;
-            }
-        }
         tokio::select! {
             biased;
-            read = provider.http.read_head() => match read {
-                Ok(()) if is_interim(provider) && interim < MOST_INTERIM => {
+            step = provider.http.next_head() => match step {
+                Ok(Step::Sent) => {
+                    exchange.note_sent(upload, &provider.http);
+                    upload.put(&mut provider.http);
+                    clock.as_mut().reset(deadline(turn, upload));
+                }
+                Ok(Step::Unsendable) => return early_answer(turn, exchange, upload, provider).await,
+                Ok(Step::Came(())) if is_interim(provider) && interim < MOST_INTERIM => {
                     interim = interim.saturating_add(1);
                     forward_interim(turn, client, provider).await?;
                 }
-                Ok(()) if is_interim(provider) => return Err(Refusal::UpstreamInvalid.into()),
-                Ok(()) => {
+                Ok(Step::Came(())) if is_interim(provider) => return Err(Refusal::UpstreamInvalid.into()),
+                Ok(Step::Came(())) => {
                     exchange.note_first_byte();
                     return Ok(());
                 }
@@ -146,32 +133,48 @@ async fn send_once(
                 Err(fault) => return Err(unreadable(&fault).into()),
             },
             reason = turn.cut.cut() => return Err(Stop::Cut(reason).into()),
-            () = &mut clock => return Err(Refusal::UpstreamTimeout(turn.fired("first_byte")).into()),
-            // More of a large body is here to be written: nothing else was ready, so on.
-            () = ready(()), if upload.has_queued() => {}
-            from_client = upload.next(client) => from_client?,
+            () = &mut clock => return Err(too_late(turn, upload, provider).into()),
+            from_client = upload.next(client), if upload.has_room() => {
+                from_client?;
+                upload.put(&mut provider.http);
+                clock.as_mut().reset(deadline(turn, upload));
+            }
         }
     }
 }
 
-/// The body could not be written on: an answer may be there all the same (a 413, say), even behind a reset.
+/// When whoever is waited for has made no progress for too long. The provider need not answer before it has the body:
+/// until then the time between bytes counts, and its own begins with the last of them.
+fn deadline(turn: Turn<'_>, upload: &Upload) -> Instant {
+    let patience = if upload.sent_all { turn.upstream.timeouts.first_byte } else { turn.idle() };
+    earlier(after(Instant::now(), patience), turn.total)
+}
+
+fn too_late(turn: Turn<'_>, upload: &Upload, provider: &Connection) -> Refusal {
+    match turn.fired("first_byte") {
+        "first_byte" if provider.http.has_output() => Refusal::UpstreamTimeout("idle"),
+        "first_byte" if upload.waits_for_client() => Refusal::InvalidRequest(STALLED.into()),
+        clock => Refusal::UpstreamTimeout(clock),
+    }
+}
+
+/// The connection takes no more: an answer may be there all the same (a 413, say), even behind a reset.
 async fn early_answer(
     turn: Turn<'_>,
     exchange: &mut Exchange<'_>,
     upload: &mut Upload,
     provider: &mut Connection,
-    fault: WriteFault,
 ) -> Result<(), Attempt> {
     upload.discard_rest();
     let patience = after(Instant::now(), EARLY_ANSWER);
     loop {
-        match timeout_at(patience, provider.http.read_head()).await {
-            Ok(Ok(())) if is_interim(provider) => {}
-            Ok(Ok(())) => {
+        match timeout_at(patience, provider.http.next_head()).await {
+            Ok(Ok(Step::Sent | Step::Unsendable)) => {}
+            Ok(Ok(Step::Came(()))) if is_interim(provider) => {}
+            Ok(Ok(Step::Came(()))) => {
                 exchange.note_first_byte();
                 return Ok(());
             }
-            _ if fault == WriteFault::TooSlow => return Err(Refusal::UpstreamTimeout(turn.fired("idle")).into()),
             _ if is_stale(turn, provider, upload) && turn.call.framing == Framing::None => return Err(Attempt::Stale),
             _ => return Err(Refusal::UpstreamUnreachable.into()),
         }

@@ -25,6 +25,8 @@ use super::gaps::Gaps;
 use super::metrics;
 use super::state::CutReason;
 use super::tokens::Known;
+use super::upload::Upload;
+use crate::http1::Provider;
 
 /// What a refusal is, in the record.
 pub const fn outcome_of_refusal(refusal: &Refusal) -> Outcome {
@@ -205,6 +207,14 @@ impl<'a> Exchange<'a> {
         if let Ok(seq) = self.gateway.append(Kind::Begin, self.id.uuid, self.received_us, &begin) {
             self.gateway.begun.lock().insert(seq);
             self.begun = Some(seq);
+        }
+    }
+
+    /// The connection has sent what it had of the request.
+    pub fn note_sent(&mut self, upload: &mut Upload, provider: &Provider) {
+        self.request_bytes = self.request_bytes.saturating_add(upload.note_sent(provider));
+        if self.model_requested.is_none() {
+            self.model_requested = upload.scan.model().map(|model| super::clean::text(model, 256));
         }
     }
 

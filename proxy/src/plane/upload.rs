@@ -7,9 +7,8 @@ use bytes::{Bytes, BytesMut};
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::body::ModelScan;
 use llm_proxy_core::http1::call::{Call, Framing};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
-use super::exchange::Turn;
 use super::held::{HeldBytes, Hold};
 use crate::client::Client;
 use crate::http1::{Fault, Provider};
@@ -19,8 +18,11 @@ const MOST_QUEUED: usize = 64 * 1024;
 
 /// The same in pieces: a body may come in chunks of one byte.
 const MOST_PIECES: usize = 256;
-/// The most that is written before somebody looks at the answer, the client and the clocks again, in bytes.
-const MOST_WRITTEN: usize = 64 * 1024;
+/// The most of a piece that a provider must take before that counts as progress, in bytes.
+const MOST_PUT: usize = 64 * 1024;
+
+/// What a client is told that stops sending its body.
+pub const STALLED: &str = "the body stopped coming";
 
 /// One request body.
 pub struct Upload {
@@ -28,13 +30,17 @@ pub struct Upload {
     pub framing: Framing,
     /// Everything of it has been written to the provider.
     pub sent_all: bool,
-    /// Something of it has been written to the provider.
+    /// Something of it may have reached the provider.
     pub sent_any: bool,
     /// Finds the model as the body passes.
     pub scan: ModelScan,
     queue: VecDeque<Bytes>,
     queued: usize,
     client_done: bool,
+    /// Bytes that the connection to the provider has, and has not sent yet.
+    under_way: usize,
+    /// The connection has the end, too.
+    ended: bool,
     /// The provider has answered already: what still comes is thrown away.
     discard: bool,
     limit: u64,
@@ -51,15 +57,6 @@ pub enum ClientFault {
     Refused(Refusal),
 }
 
-/// Why nothing more can be written to the provider.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WriteFault {
-    /// The connection failed.
-    Failed,
-    /// The idle clock ran out.
-    TooSlow,
-}
-
 impl Upload {
     /// A body that streams through, at most `limit` bytes of it.
     pub fn streamed(call: &Call, limit: u64) -> Self {
@@ -70,9 +67,7 @@ impl Upload {
     pub fn held(body: Bytes, hold: Hold) -> Self {
         let length = u64::try_from(body.len()).unwrap_or(u64::MAX);
         let queue = if body.is_empty() { VecDeque::new() } else { VecDeque::from([body]) };
-        let mut upload = Self::new(Framing::Length(length), length, queue, true, Some(hold));
-        upload.sent_all = length == 0;
-        upload
+        Self::new(Framing::Length(length), length, queue, true, Some(hold))
     }
 
     fn new(framing: Framing, limit: u64, queue: VecDeque<Bytes>, client_done: bool, hold: Option<Hold>) -> Self {
@@ -85,6 +80,8 @@ impl Upload {
             queued: queue.iter().map(Bytes::len).sum(),
             queue,
             client_done: client_done || nothing,
+            under_way: 0,
+            ended: nothing,
             discard: false,
             limit,
             taken: 0,
@@ -97,9 +94,9 @@ impl Upload {
         self.client_done || (self.queued < MOST_QUEUED && self.queue.len() < MOST_PIECES)
     }
 
-    /// Whether something waits to be written.
-    pub fn has_queued(&self) -> bool {
-        !self.discard && (!self.queue.is_empty() || (self.client_done && !self.sent_all))
+    /// Whether the client owes more of the body.
+    pub fn waits_for_client(&self) -> bool {
+        !self.client_done && !self.discard
     }
 
     /// The provider has answered without waiting for the body: take the rest and throw it away.
@@ -142,47 +139,39 @@ impl Upload {
         Ok(())
     }
 
-    /// Writes of what is queued up to [`MOST_WRITTEN`], and whatever waits with it. Not cancel safe: race it only to give
-    /// the connection up.
-    ///
-    /// # Errors
-    /// [`WriteFault`].
-    pub async fn write_queued(
-        &mut self,
-        provider: &mut Provider,
-        turn: Turn<'_>,
-        sent: &mut u64,
-    ) -> Result<(), WriteFault> {
-        let until = turn.idle_deadline(Instant::now());
-        let mut written = 0usize;
-        while written < MOST_WRITTEN
+    /// Hands what is queued to the connection, as far as it has room. Waiting for the answer sends it.
+    pub fn put(&mut self, provider: &mut Provider) {
+        while provider.has_room()
             && let Some(mut piece) = self.queue.pop_front()
         {
-            if piece.len() > MOST_WRITTEN {
-                let rest = piece.split_off(MOST_WRITTEN);
+            if piece.len() > MOST_PUT {
+                let rest = piece.split_off(MOST_PUT);
                 self.queue.push_front(rest);
             }
             self.queued = self.queued.saturating_sub(piece.len());
+            self.under_way = self.under_way.saturating_add(piece.len());
             self.sent_any = true;
-            patient(until, provider.write_body(&piece)).await?;
-            written = written.saturating_add(piece.len());
-            *sent = sent.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+            provider.put_body(piece);
         }
-        let ends = self.queue.is_empty() && self.client_done && !self.sent_all && !self.discard;
-        if ends {
+        if provider.has_room() && self.queue.is_empty() && self.client_done && !self.ended && !self.discard {
             provider.end_body();
+            self.ended = true;
+            self.note_sent_all(provider);
         }
-        patient(until, provider.flush()).await?;
-        self.sent_all |= ends;
-        if self.sent_all {
+    }
+
+    /// Everything that was put has been sent: how many bytes of the body that was.
+    pub fn note_sent(&mut self, provider: &Provider) -> u64 {
+        self.note_sent_all(provider);
+        u64::try_from(std::mem::take(&mut self.under_way)).unwrap_or(u64::MAX)
+    }
+
+    fn note_sent_all(&mut self, provider: &Provider) {
+        if self.ended && !provider.has_output() {
+            self.sent_all = true;
             self.hold = None; // the bytes are gone, and the answer may take long
         }
-        Ok(())
     }
-}
-
-async fn patient(until: Instant, writing: impl Future<Output = std::io::Result<()>>) -> Result<(), WriteFault> {
-    timeout_at(until, writing).await.map_err(|_| WriteFault::TooSlow)?.map_err(|_| WriteFault::Failed)
 }
 
 /// Reads a whole body, at most `limit` bytes and within the process's budget. One whose announced length is more has been
@@ -205,7 +194,7 @@ pub async fn read_whole(
     while !upload.client_done {
         match timeout(idle, upload.next(client)).await {
             Ok(taken) => taken?,
-            Err(_) => return refuse(Refusal::InvalidRequest("the body stopped coming".into())),
+            Err(_) => return refuse(Refusal::InvalidRequest(STALLED.into())),
         };
         while let Some(piece) = upload.queue.pop_front() {
             // What has been announced counts only as it comes: announcing costs a client nothing.
