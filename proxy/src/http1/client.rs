@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::{Fault, Incoming, READ, Wire};
 use crate::downstream::Downstream;
+use crate::reset;
 
 /// The most that is read of what a client sends behind its request, in bytes: it may wait for its turn.
 const MOST_AHEAD: usize = 16 * 1024;
@@ -252,6 +253,10 @@ impl Client {
     /// Ends the connection in the middle of an answer: no last chunk, and nothing that looks like an end.
     pub async fn break_off(mut self) {
         self.wire.stream.tear();
+        let is_silent = self.answer == Some(Outgoing::UntilClose);
+        if is_silent && reset::on_close(&self.wire.stream) {
+            return;
+        }
         self.wire.close(false).await;
     }
 }
