@@ -19,8 +19,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use corpus::{Case, Expected, cases};
-use lane::{Heard, Lane, check_connections, lanes};
+use corpus::{Case, Ending, Expected, cases};
+use lane::{Heard, Lane, check_given_up, check_used_again, lanes};
 use llm_proxy_tests::{Answer, Provider, Refused, eventually};
 use mutants::{Bases, Mutant};
 use reader::{Reading, read};
@@ -123,8 +123,11 @@ async fn judge(lane: Arc<Lane>, case: Arc<Case>, pooled: bool) -> (Vec<Fault>, O
     if asked != case.asked {
         faults.push(Fault::Unexpected(format!("the provider got the request {asked} times")));
     }
+    if !case.is_reusable() {
+        faults.extend(check_given_up(&connections).await);
+    }
     faults.extend(lane.canaries(client, &heard).await);
-    faults.extend(check_connections(&connections, case.is_reusable()).await);
+    faults.extend(check_used_again(&connections, case.is_reusable()));
     let name = played_name(&case, pooled);
     (faults, heard.answer.map(|answer| Expectation::new(&name, &case, &answer)))
 }
@@ -198,6 +201,7 @@ fn is_ours(answer: &Answer) -> bool {
 async fn judge_mutant(lane: Arc<Lane>, mutant: Mutant) -> (bool, Vec<Fault>) {
     let Mutant { method, script } = mutant;
     let reading = read(&script.bytes(), script.then, method == "HEAD");
+    let ends = script.then != Ending::Keep;
     let mut client = lane.connect().await;
     let (heard, connections) = lane.play(&mut client, method, script).await;
     let mut faults = Vec::new();
@@ -213,9 +217,13 @@ async fn judge_mutant(lane: Arc<Lane>, mutant: Mutant) -> (bool, Vec<Fault>) {
         }
     }
     let has_passed = passed.is_some();
+    let is_over = ends || !matches!(reading, Reading::Whole { behind: 0, .. });
+    if is_over {
+        faults.extend(check_given_up(&connections).await);
+    }
     faults.extend(lane.canaries(client, &heard).await);
-    if !matches!(reading, Reading::Whole { behind: 0, .. }) {
-        faults.extend(check_connections(&connections, false).await);
+    if is_over {
+        faults.extend(check_used_again(&connections, false));
     }
     (has_passed, faults)
 }

@@ -131,18 +131,23 @@ impl Heard {
     }
 }
 
-/// What is wrong with connections that the next request must use, or that none may use.
-pub async fn check_connections(connections: &[Arc<Connection>], reusable: bool) -> Vec<Fault> {
+/// Waits until the proxy has closed connections that may carry nothing more. Asked before the next request comes: what a
+/// provider sends behind a whole answer is on its way for a while, and no client of HTTP/1.1 can know of it then.
+pub async fn check_given_up(connections: &[Arc<Connection>]) -> Vec<Fault> {
     let mut faults = Vec::new();
-    if reusable && !connections.iter().any(|connection| connection.was_used_again()) {
-        faults.push(Fault::Unexpected("its connection was regular and carried no other request".to_owned()));
-    }
-    for connection in connections.iter().filter(|_| !reusable) {
-        if connection.was_used_again() {
-            faults.push(Fault::Reused("another request came on its connection"));
-        } else if !connection.closed.soon().await {
+    for connection in connections {
+        if !connection.closed.soon().await {
             faults.push(Fault::Reused("its connection stays open"));
         }
     }
     faults
+}
+
+/// What is wrong with connections that the next request must have used, or may not have.
+pub fn check_used_again(connections: &[Arc<Connection>], reusable: bool) -> Option<Fault> {
+    match (reusable, connections.iter().any(|connection| connection.was_used_again())) {
+        (true, false) => Some(Fault::Unexpected("its connection was regular and carried no other request".to_owned())),
+        (false, true) => Some(Fault::Reused("another request came on its connection")),
+        _ => None,
+    }
 }
