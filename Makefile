@@ -76,10 +76,11 @@ fmt: ## Format the code
 	cargo fmt --all
 
 .PHONY: torture
-torture: debug-build ## In full: kill -9 under load (200 times), mutants of raw messages (100,000), each fuzz target for minutes
+torture: debug-build ## In full: kill -9 under load (200 times), mutants of raw messages (100,000), ten silent minutes, each fuzz target for minutes
 	TORTURE_KILLS=$${TORTURE_KILLS:-200} cargo test --workspace --locked --test crash -- --nocapture
 	H1_MUTANTS=$${TORTURE_MUTANTS:-100000} H1_ANSWER_MUTANTS=$${TORTURE_MUTANTS:-100000} \
 		cargo test --workspace --locked --test h1_corpus --test h1_answers -- --nocapture
+	TORTURE_SILENCE_SECONDS=$${TORTURE_SILENCE_SECONDS:-590} cargo test --workspace --locked --test silence -- --nocapture
 	.ci/fuzz $${TORTURE_FUZZ_SECONDS:-600} -1
 
 .PHONY: bench
@@ -99,7 +100,7 @@ build-needs: rust
 
 .PHONY: test-needs
 test-needs: build-needs sdk-needs cargo-deny
-	@.ci/need curl:curl openssl:openssl h2load:nghttp2-client
+	@.ci/need curl:curl openssl:openssl h2load:nghttp2-client chromium:chromium /usr/sbin/haproxy:haproxy
 
 .PHONY: sdk-needs
 sdk-needs:

@@ -105,6 +105,7 @@ impl Exchange {
                 ..Times::default()
             }),
             attempt: (begin.attempt != 0).then_some(begin.attempt),
+            client_address: begin.client_address,
             count: 1,
             ..Self::default()
         }
@@ -143,12 +144,14 @@ mod tests {
             project_id: "project".to_owned(),
             api: "openai".to_owned(),
             received_us: 7,
+            client_address: Some("192.0.2.0/24".to_owned()),
             ..Begin::default()
         };
         let exchange = Exchange::found_unended(begin);
         assert_eq!(exchange.outcome(), Outcome::Unknown);
         assert_eq!(exchange.project_id.as_deref(), Some("project"));
         assert_eq!(exchange.token_id, None);
+        assert_eq!(exchange.client_address.as_deref(), Some("192.0.2.0/24"));
         assert_eq!(exchange.attempt, None);
         assert_eq!(exchange.times.unwrap().received_us, Some(7));
         assert_eq!(exchange.count, 1);

@@ -2,43 +2,59 @@
 //!
 //! Flags are texts here. What they mean, and whether they are right, is judged where the other layers of settings are
 //! judged ([`crate::settings`]), so that a bad value reads the same wherever it stands.
+//!
+//! No text is wrapped by hand: a paragraph is one line, and clap breaks it at the width of the terminal. What is typed
+//! (examples, YAML) must not be broken, so those lines fit the narrowest one.
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::ffi::OsString;
 
-use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use llm_proxy_core::secret::Secret;
 
 use crate::manage::ManageCommand;
 
+/// Heads the flags that several commands share, below the command's own.
+pub(crate) const GLOBAL: &str = "Global options";
+
+const FILE: &str = "Settings file and providers";
+const LISTENERS: &str = "Listeners";
+const DATA: &str = "Data and secrets";
+const LOG: &str = "Log";
+const LIMITS: &str = "Limits";
+
+/// Beyond this width, lines are harder to read than to scroll.
+const WIDEST: usize = 100;
+
 const ABOUT: &str = "\
-Hands every app, teammate and CI job a token that expires, has limits and can be revoked, instead of your provider keys.
-Apps change one line, the base URL of their SDK; everything else stays byte for byte as the provider sent it.";
+Hands every app, teammate and CI job a token that expires, has limits and can be revoked, instead of your provider \
+keys. Apps change one line, the base URL of their SDK; everything else stays byte for byte as the provider sent it.";
 
 const EXAMPLES: &str = "\
 Examples:
-  # Try it: the whole product with a built-in provider, a project and a token, nothing to set up
+  # The whole product on this machine, nothing to set up
   llm-proxy demo
 
   # Run it, with ./llm-proxy.yaml if there is one
   llm-proxy server
 
-  # Make a project and a token on a running server
+  # A project and a token on a running server
   llm-proxy manage project create shop --api-key-env OPENAI_API_KEY
-  llm-proxy manage token create --project 0193… --duration 7d
+  llm-proxy manage token create --project PROJECT_ID --duration 7d
 
-`llm-proxy server --help` lists the settings.";
+Each command has its own --help; that of server lists the settings.";
 
 const SERVER_EXAMPLES: &str = "\
-Every setting is a flag, an environment variable, a line in ./.env and a key of the YAML file. The flag wins over the
-variable, the variable over .env, .env over the file. The variable is the flag's name in capitals (--listen-addr,
-LISTEN_ADDR), the key the same in small letters (listen_addr:). An unknown flag or key and a bad value anywhere stop
-the start with one line that says where.
+Every setting is a flag, an environment variable, a line in ./.env and a key of the YAML file. The flag wins over the \
+variable, the variable over .env, .env over the file. The key is the variable's name in small letters (listen_addr:). \
+An unknown flag or key and a bad value anywhere stop the start with one line that says where.
 
-Durations have a unit (500ms, 10s, 5m, 1h), sizes may have one (32MiB, 10MB).
+A duration has a unit: 500ms, 10s, 5m, 1h. A size may have one: 32MiB, 10MB.
 
-The providers stand in the file alone. Without it, openai, anthropic and gemini are served:
+Providers and their policies stand in the file alone. Without it, openai, anthropic and gemini are served:
+
   apis:
     openai:
       allowed_endpoints: [/v1/chat/completions, /v1/models]
@@ -46,20 +62,56 @@ The providers stand in the file alone. Without it, openai, anthropic and gemini 
       dialect: openai
       base_url: https://api.groq.com/openai/v1
 
-Examples:
-  llm-proxy server --listen-addr 0.0.0.0:8080 --data-dir /var/lib/llm-proxy
-  MANAGEMENT_TOKEN=\"$(openssl rand -hex 24)\" llm-proxy server --config /etc/llm-proxy.yaml
+Without MANAGEMENT_TOKEN and ROOT_KEY, the first start makes them and logs where they are. Keep ROOT_KEY: without it \
+the provider keys in the database cannot be read.
 
-Without MANAGEMENT_TOKEN and ROOT_KEY, the first start makes them and prints where they are. Keep ROOT_KEY: without it
-the provider keys in the database cannot be read.";
+Examples:
+  # For apps on other machines, data in a place of its own
+  llm-proxy server --listen-addr 0.0.0.0:8080 --data-dir /var/lib/llm-proxy
+
+  # Everything from a file
+  llm-proxy server --config /etc/llm-proxy.yaml";
+
+const DEMO_EXAMPLES: &str = "\
+It prints a token, and a curl line and SDK snippets to paste. Everything is kept in the directory demo below the data \
+directory. Other settings come from the environment, .env and the YAML file, as for server.
+
+With OPENAI_API_KEY, ANTHROPIC_API_KEY or GEMINI_API_KEY set, the real provider answers instead of the built-in one.
+
+Examples:
+  llm-proxy demo
+
+  # Where the usual ports are taken
+  llm-proxy demo --listen-addr 127.0.0.1:9090 --admin-listen-addr 127.0.0.1:9091";
+
+const VERSION_EXAMPLE: &str = "\
+Example:
+  llm-proxy version";
 
 /// What was asked for.
 #[derive(Parser)]
-#[command(name = "llm-proxy", version, about = ABOUT, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(
+    name = "llm-proxy",
+    version,
+    about = ABOUT,
+    after_help = EXAMPLES,
+    arg_required_else_help = true,
+    max_term_width = WIDEST,
+    disable_help_flag = true,
+    disable_version_flag = true
+)]
 pub struct Cli {
     /// The one thing to do.
     #[command(subcommand)]
     pub command: Command,
+
+    /// Print help
+    #[arg(short, long, global = true, action = ArgAction::Help, help_heading = GLOBAL, display_order = 100)]
+    help: Option<bool>,
+
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = GLOBAL, display_order = 101)]
+    version: Option<bool>,
 }
 
 /// The things that can be done.
@@ -72,6 +124,7 @@ pub enum Command {
     /// Make, list, change and revoke projects and tokens of a running server
     Manage(Box<ManageCommand>),
     /// Print the version
+    #[command(after_help = VERSION_EXAMPLE)]
     Version,
 }
 
@@ -79,92 +132,86 @@ pub enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = SERVER_EXAMPLES)]
 pub struct ServerArgs {
-    #[arg(long, value_name = "FILE", help = "The YAML file (CONFIG) [default: llm-proxy.yaml if present]")]
+    /// The YAML file [env: CONFIG] [default: llm-proxy.yaml if present]
+    #[arg(long, value_name = "FILE", help_heading = FILE)]
     config: Option<String>,
 
-    #[arg(long, value_name = "HOST:PORT", help = "Where apps connect (LISTEN_ADDR) [default: 127.0.0.1:8080]")]
+    /// Where apps connect [env: LISTEN_ADDR] [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "HOST:PORT", help_heading = LISTENERS)]
     listen_addr: Option<String>,
 
-    #[arg(
-        long,
-        value_name = "HOST:PORT",
-        help = "Where management API, health and metrics are (ADMIN_LISTEN_ADDR) [default: 127.0.0.1:8081]"
-    )]
+    /// Where management API, health and metrics are [env: ADMIN_LISTEN_ADDR] [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "HOST:PORT", help_heading = LISTENERS)]
     admin_listen_addr: Option<String>,
 
-    #[arg(
-        long,
-        value_name = "FILE",
-        help = "Certificate for LISTEN_ADDR, a PEM file: apps connect with https (TLS_CERT_FILE) [default: none, http]"
-    )]
+    /// Certificate for LISTEN_ADDR, a PEM file: apps then connect with https [env: TLS_CERT_FILE] [default: none]
+    #[arg(long, value_name = "FILE", help_heading = LISTENERS)]
     tls_cert_file: Option<String>,
 
-    #[arg(long, value_name = "FILE", help = "The certificate's key, a PEM file (TLS_KEY_FILE) [default: none]")]
+    /// The certificate's key, a PEM file [env: TLS_KEY_FILE] [default: none]
+    #[arg(long, value_name = "FILE", help_heading = LISTENERS)]
     tls_key_file: Option<String>,
 
-    #[arg(long, value_name = "DIR", help = "Database, journal and generated secrets (DATA_DIR) [default: ./data]")]
+    /// Load balancers and proxies that are believed about where a request came from: addresses and networks, with commas
+    /// between them [env: TRUSTED_PROXIES] [default: none]
+    #[arg(long, value_name = "NETWORKS", help_heading = LISTENERS)]
+    trusted_proxies: Option<String>,
+
+    /// on or off: connections to LISTEN_ADDR come from trusted proxies only, and begin with a PROXY protocol header
+    /// [env: PROXY_PROTOCOL] [default: off]
+    #[arg(long, value_name = "SWITCH", help_heading = LISTENERS)]
+    proxy_protocol: Option<String>,
+
+    /// none, truncated or full: how much of the client's address goes into records
+    /// [env: RECORD_CLIENT_ADDRESS] [default: none]
+    #[arg(long, value_name = "EXTENT", help_heading = LISTENERS)]
+    record_client_address: Option<String>,
+
+    /// Database, journal, events.jsonl and generated secrets [env: DATA_DIR] [default: ./data]
+    #[arg(long, value_name = "DIR", help_heading = DATA)]
     data_dir: Option<String>,
 
-    #[arg(
-        long,
-        value_name = "URL",
-        help = "The database, as sqlite:FILE (DATABASE_URL) [default: a SQLite file in the data directory]"
-    )]
+    /// The database, as sqlite:FILE [env: DATABASE_URL] [default: DATA_DIR/llm-proxy.db]
+    #[arg(long, value_name = "URL", help_heading = DATA)]
     database_url: Option<String>,
 
-    #[arg(
-        long,
-        value_name = "TOKEN",
-        value_parser = secret,
-        help = "First credential of the management API, 16 characters or more (MANAGEMENT_TOKEN, better there: process \
-                lists show flags) [default: generated into the data directory]"
-    )]
+    /// Credential of the management API, 16 to 256 characters; better in its variable, for process lists show flags
+    /// [env: MANAGEMENT_TOKEN] [default: generated]
+    #[arg(long, value_name = "TOKEN", help_heading = DATA, value_parser = secret)]
     management_token: Option<Secret>,
 
-    #[arg(
-        long,
-        value_name = "BASE64",
-        value_parser = secret,
-        help = "The key that seals provider keys, 32 bytes in base64 (ROOT_KEY, better there: process lists show flags) \
-                [default: generated into the data directory]"
-    )]
+    /// The key that seals provider keys, 32 bytes in base64; better in its variable, for process lists show flags
+    /// [env: ROOT_KEY] [default: generated]
+    #[arg(long, value_name = "BASE64", help_heading = DATA, value_parser = secret)]
     root_key: Option<Secret>,
 
-    #[arg(
-        long,
-        value_name = "URL",
-        help = "Limits and events shared over Redis (REDIS_URL): not part of this version, refused"
-    )]
+    /// Limits and events shared over Redis: not part of this version, refused [env: REDIS_URL] [default: none]
+    #[arg(long, value_name = "URL", help_heading = DATA)]
     redis_url: Option<String>,
 
-    #[arg(long, value_name = "LEVEL", help = "error, warn, info, debug or trace (LOG_LEVEL) [default: info]")]
+    /// error, warn, info, debug or trace [env: LOG_LEVEL] [default: info]
+    #[arg(long, value_name = "LEVEL", help_heading = LOG)]
     log_level: Option<String>,
 
-    #[arg(long, value_name = "FORMAT", help = "text or json (LOG_FORMAT) [default: text on a terminal, else json]")]
+    /// text or json [env: LOG_FORMAT] [default: text on a terminal, else json]
+    #[arg(long, value_name = "FORMAT", help_heading = LOG)]
     log_format: Option<String>,
 
-    #[arg(long, value_name = "DURATION", help = "Longest time for a whole request head (HEAD_TIMEOUT) [default: 10s]")]
+    /// Longest time for a whole request head, up to 720h [env: HEAD_TIMEOUT] [default: 10s]
+    #[arg(long, value_name = "DURATION", help_heading = LIMITS)]
     head_timeout: Option<String>,
 
-    #[arg(
-        long,
-        value_name = "DURATION",
-        help = "How long streams may go on after SIGTERM (DRAIN_TIMEOUT) [default: 30s]"
-    )]
+    /// How long streams may go on after SIGTERM, 0s to 720h [env: DRAIN_TIMEOUT] [default: 30s]
+    #[arg(long, value_name = "DURATION", help_heading = LIMITS)]
     drain_timeout: Option<String>,
 
-    #[arg(
-        long,
-        value_name = "SIZE",
-        help = "Request bodies held in memory at once (MAX_HELD_BYTES_TOTAL) [default: 512MiB]"
-    )]
+    /// Request bodies held in memory at once for policies [env: MAX_HELD_BYTES_TOTAL] [default: 512MiB]
+    #[arg(long, value_name = "SIZE", help_heading = LIMITS)]
     max_held_bytes_total: Option<String>,
 
-    #[arg(
-        long,
-        value_name = "NAME",
-        help = "The API that a project's bare api_key belongs to (DEFAULT_API) [default: openai, else the first in the file]"
-    )]
+    /// The API that a project's bare api_key belongs to
+    /// [env: DEFAULT_API] [default: openai, else the first in the file]
+    #[arg(long, value_name = "NAME", help_heading = FILE)]
     default_api: Option<String>,
 }
 
@@ -178,6 +225,9 @@ impl ServerArgs {
             ("ADMIN_LISTEN_ADDR", text(self.admin_listen_addr)),
             ("TLS_CERT_FILE", text(self.tls_cert_file)),
             ("TLS_KEY_FILE", text(self.tls_key_file)),
+            ("TRUSTED_PROXIES", text(self.trusted_proxies)),
+            ("PROXY_PROTOCOL", text(self.proxy_protocol)),
+            ("RECORD_CLIENT_ADDRESS", text(self.record_client_address)),
             ("DATA_DIR", text(self.data_dir)),
             ("DATABASE_URL", text(self.database_url)),
             ("MANAGEMENT_TOKEN", self.management_token),
@@ -198,21 +248,18 @@ impl ServerArgs {
 
 /// The flags of `llm-proxy demo`. All other settings come from the other layers.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "With OPENAI_API_KEY, ANTHROPIC_API_KEY or GEMINI_API_KEY set, the demo uses the real provider."
-)]
+#[command(after_help = DEMO_EXAMPLES)]
 pub struct DemoArgs {
-    #[arg(long, value_name = "HOST:PORT", help = "Where apps connect (LISTEN_ADDR) [default: 127.0.0.1:8080]")]
+    /// Where apps connect [env: LISTEN_ADDR] [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "HOST:PORT")]
     listen_addr: Option<String>,
 
-    #[arg(
-        long,
-        value_name = "HOST:PORT",
-        help = "Where management API, health and metrics are (ADMIN_LISTEN_ADDR) [default: 127.0.0.1:8081]"
-    )]
+    /// Where management API, health and metrics are [env: ADMIN_LISTEN_ADDR] [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "HOST:PORT")]
     admin_listen_addr: Option<String>,
 
-    #[arg(long, value_name = "DIR", help = "The demo keeps everything in DIR/demo (DATA_DIR) [default: ./data]")]
+    /// The demo keeps everything in DIR/demo [env: DATA_DIR] [default: ./data]
+    #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
 }
 
@@ -248,7 +295,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, NoCom
     Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => NoCommand::Asked(error.render().to_string()),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => NoCommand::Wrong(error.render().to_string()),
-        _ => NoCommand::Wrong(masked(&one_line(&error.render().to_string()))),
+        _ => NoCommand::Wrong(masked(&format!("llm-proxy: {}", problem(&error)))),
     })
 }
 
@@ -265,24 +312,72 @@ fn masked(text: &str) -> String {
     masked
 }
 
-/// Clap's message without its usage text: what was found, and what was probably meant.
+/// What is wrong, as one line.
+fn problem(error: &clap::Error) -> String {
+    bad_value(error).unwrap_or_else(|| format!("{}{}", one_line(&error.render().to_string()), whose_help(error)))
+}
+
+/// A bad value reads as one of a setting does: the flag, what was found, what is expected.
+fn bad_value(error: &clap::Error) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let flag = text(ContextKind::InvalidArg)?.split(' ').next()?;
+    let found = text(ContextKind::InvalidValue)?;
+    let expected = match (error.kind(), error.get(ContextKind::ValidValue)) {
+        (ErrorKind::ValueValidation, _) => error.source()?.to_string(),
+        // Nothing found is told better by clap.
+        (ErrorKind::InvalidValue, Some(ContextValue::Strings(valid))) if !found.is_empty() => {
+            format!("expected {}", valid.join(" or "))
+        }
+        _ => return None,
+    };
+    Some(format!("{flag}: found {found:?}, {expected}"))
+}
+
+/// Clap's message without its usage text: what was found, and what was probably meant. A list below a colon goes on
+/// behind it.
 fn one_line(rendered: &str) -> String {
-    let parts: Vec<_> = rendered
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
-        .filter(|line| !line.is_empty())
-        .map(|line| line.strip_prefix("error: ").or_else(|| line.strip_prefix("tip: ")).unwrap_or(line))
-        .collect();
-    format!("llm-proxy: {} (--help lists what there is)", parts.join("; "))
+    let mut line = String::new();
+    let mut in_list = false;
+    for part in rendered.lines().map(str::trim) {
+        if part.starts_with("Usage:") || part.starts_with("For more information") {
+            break;
+        }
+        if part.is_empty() {
+            in_list = false;
+            continue;
+        }
+        if line.ends_with(':') {
+            line.push(' ');
+            in_list = true;
+        } else if !line.is_empty() {
+            line.push_str(if in_list { ", " } else { "; " });
+        }
+        line.push_str(part.strip_prefix("error: ").or_else(|| part.strip_prefix("tip: ")).unwrap_or(part));
+    }
+    line
+}
+
+/// Which command's `--help` would have told, where clap knows the command.
+fn whose_help(error: &clap::Error) -> String {
+    let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return String::new() };
+    let usage = usage.to_string();
+    let words = usage.trim_start_matches("Usage:").split_whitespace();
+    let command: Vec<_> = words.take_while(|word| !word.starts_with(['-', '<', '['])).collect();
+    if command.is_empty() { String::new() } else { format!(" (see {} --help)", command.join(" ")) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::path::Path;
+
     use clap::CommandFactory;
 
     use super::*;
-    use crate::settings::NAMES;
+    use crate::settings::{DEFAULT_CONFIG, DEFAULT_DATA_DIR, Loaded, NAMES, Timeouts, load_with};
 
     fn parsed(arguments: &[&str]) -> Result<Cli, NoCommand> {
         parse(["llm-proxy"].iter().chain(arguments).map(OsString::from))
@@ -296,16 +391,41 @@ mod tests {
         }
     }
 
+    /// Every command as it helps on a terminal of this width, `help` apart.
+    fn commands(width: usize) -> Vec<clap::Command> {
+        fn collect(command: &clap::Command, all: &mut Vec<clap::Command>) {
+            all.push(command.clone());
+            for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+                collect(sub, all);
+            }
+        }
+        let mut cli = Cli::command().term_width(width);
+        cli.build();
+        let mut all = Vec::new();
+        collect(&cli, &mut all);
+        all
+    }
+
+    fn name(command: &clap::Command) -> String {
+        command.get_bin_name().unwrap_or_else(|| command.get_name()).to_owned()
+    }
+
+    fn after_help(command: &clap::Command) -> String {
+        command.get_after_help().map(ToString::to_string).unwrap_or_default()
+    }
+
     #[test]
     fn a_token_in_the_wrong_place_is_not_shown_again() {
         for (text, shown) in [
             ("no token", "no token"),
-            ("invalid value 'sk-lp-abc123XYZ' for '<ID>': a token", "invalid value 'sk-lp-…' for '<ID>': a token"),
+            ("<ID>: found \"sk-lp-abc123XYZ\", expected its id", "<ID>: found \"sk-lp-…\", expected its id"),
             ("sk-lp-a sk-lp-b", "sk-lp-… sk-lp-…"),
             ("sk-lp-", "sk-lp-…"),
         ] {
             assert_eq!(masked(text), shown);
         }
+        let text = wrong(&["manage", "token", "get", "sk-lp-abc123XYZ"]);
+        assert!(text.contains("sk-lp-…") && !text.contains("abc123"), "{text}");
     }
 
     #[test]
@@ -314,16 +434,131 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_is_a_flag_of_the_server_and_its_help_names_the_variable_and_the_default() {
+    fn help_fits_its_terminal_and_what_is_typed_stays_whole() {
+        for width in [80, 100, 120] {
+            for mut command in commands(width) {
+                let help = command.render_help().to_string();
+                for line in help.lines().filter(|line| !line.starts_with("Usage:")) {
+                    assert!(line.chars().count() <= width, "{} at {width}: {line}", name(&command));
+                }
+                for typed in after_help(&command).lines().filter(|line| line.starts_with(' ')) {
+                    assert!(help.lines().any(|line| line == typed), "{} at {width}: {typed}", name(&command));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_paragraph_is_wrapped_by_hand() {
+        for command in commands(80) {
+            let text = after_help(&command);
+            for (line, next) in text.lines().zip(text.lines().skip(1)) {
+                let goes_on = !line.is_empty() && !next.is_empty() && !next.starts_with(' ');
+                assert!(!goes_on, "{}: {line}\n{next}", name(&command));
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_has_an_example_that_it_takes() {
+        for command in commands(80) {
+            let text = after_help(&command).replace("\\\n", " ");
+            let examples: Vec<_> = text.lines().map(str::trim).filter(|line| line.starts_with("llm-proxy ")).collect();
+            assert!(examples.iter().any(|example| example.starts_with(&name(&command))), "{}", name(&command));
+            for example in examples {
+                // What stands for an id is none, but has the form of one.
+                let example = example.replace("_ID", "-ID").replace('\'', "");
+                let words: Vec<_> = example.split_whitespace().skip(1).collect();
+                assert!(parsed(&words).is_ok(), "{example}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_that_commands_share_stand_apart_from_their_own() {
+        for command in commands(80) {
+            for flag in command.get_arguments() {
+                let heading = flag.get_help_heading();
+                let expected = flag.is_global_set() || flag.get_id() == "version";
+                assert_eq!(heading == Some(GLOBAL), expected, "{}: {flag}", name(&command));
+                assert!(heading.is_some() || name(&command) != "llm-proxy server", "{flag} stands under no subject");
+            }
+        }
+    }
+
+    #[test]
+    fn every_setting_is_a_flag_of_the_server_and_its_help_names_the_variable() {
         let cli = Cli::command();
         let server = cli.find_subcommand("server").unwrap();
-        let flags: Vec<_> = server.get_arguments().filter(|arg| arg.get_id() != "help").collect();
+        let flags: Vec<_> = server.get_arguments().collect();
         assert_eq!(flags.len(), NAMES.len());
         for (flag, name) in flags.iter().zip(NAMES) {
             assert_eq!(flag.get_long(), Some(&*name.to_ascii_lowercase().replace('_', "-")));
             let help = flag.get_help().unwrap().to_string();
-            assert!(help.contains(&format!("({name}")), "{help}");
-            assert!(help.contains("[default: ") || name == "REDIS_URL", "{help}");
+            assert!(help.contains(&format!(" [env: {name}] [default: ")), "{help}");
+        }
+    }
+
+    /// Setting and default of each row of a section of `docs/settings.md`.
+    fn documented(heading: &str) -> Vec<(String, String)> {
+        let document = include_str!("../../docs/settings.md");
+        let section = document.split_once(&format!("\n{heading}\n")).unwrap().1;
+        let section = section.split("\n## ").next().unwrap();
+        let mut rows = Vec::new();
+        for line in section.lines().filter(|line| line.starts_with("| `")) {
+            let cells: Vec<_> = line.split(" | ").collect();
+            for name in cells[0].trim_start_matches("| ").split(", ") {
+                rows.push((name.replace('`', ""), cells[1].replace('`', "")));
+            }
+        }
+        rows
+    }
+
+    #[test]
+    fn defaults_are_the_same_in_the_code_in_help_and_in_the_document() {
+        let absent = |_: &Path| -> io::Result<String> { Err(io::ErrorKind::NotFound.into()) };
+        let Loaded { settings, .. } = load_with(Vec::new(), Vec::new(), Path::new("/"), absent).unwrap();
+        let code = [
+            ("CONFIG", format!("{DEFAULT_CONFIG} if present")),
+            ("LISTEN_ADDR", settings.listen_addr.to_string()),
+            ("ADMIN_LISTEN_ADDR", settings.admin_listen_addr.to_string()),
+            ("PROXY_PROTOCOL", if settings.proxy_protocol { "on" } else { "off" }.to_owned()),
+            ("RECORD_CLIENT_ADDRESS", settings.record_client_address.name().to_owned()),
+            ("DATA_DIR", DEFAULT_DATA_DIR.to_owned()),
+            ("LOG_LEVEL", settings.log_level.name().to_owned()),
+            ("HEAD_TIMEOUT", format!("{}s", settings.head_timeout.as_secs())),
+            ("DRAIN_TIMEOUT", format!("{}s", settings.drain_timeout.as_secs())),
+            ("MAX_HELD_BYTES_TOTAL", format!("{}MiB", settings.max_held_bytes_total >> 20)),
+            ("DEFAULT_API", format!("{}, else the first in the file", settings.default_api)),
+        ];
+        let rows = documented("## The process");
+        assert_eq!(rows.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), NAMES);
+        let cli = Cli::command();
+        for command in ["server", "demo"] {
+            for flag in cli.find_subcommand(command).unwrap().get_arguments() {
+                let help = flag.get_help().unwrap().to_string();
+                let (_, told) = help.split_once("[env: ").unwrap();
+                let (name, default) = told.trim_end_matches(']').split_once("] [default: ").unwrap();
+                assert!(rows.contains(&(name.to_owned(), default.to_owned())), "{command}: {name} {default}");
+                for (_, real) in code.iter().filter(|(of, _)| *of == name) {
+                    assert_eq!(default, real, "{name}");
+                }
+            }
+        }
+
+        let api = &settings.apis[0];
+        let Timeouts { connect, first_byte, idle, total } = &api.timeouts;
+        let rows = documented("## `apis:`");
+        for (key, default) in [
+            ("timeouts.connect", format!("{}s", connect.as_secs())),
+            ("timeouts.first_byte", format!("{}s", first_byte.as_secs())),
+            ("timeouts.idle", format!("{}s", idle.as_secs())),
+            ("timeouts.total", total.map_or_else(|| "none".to_owned(), |total| format!("{}s", total.as_secs()))),
+            ("max_request_bytes", format!("{}GiB", api.max_request_bytes >> 30)),
+            ("max_held_bytes", format!("{}MiB", api.max_held_bytes >> 20)),
+            ("inject_usage", api.inject_usage.to_string()),
+        ] {
+            assert!(rows.contains(&(key.to_owned(), default.clone())), "{key} {default}");
         }
     }
 
@@ -335,7 +570,7 @@ mod tests {
             arguments.push(format!("value of {name}"));
         }
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-        let Ok(Cli { command: Command::Server(server) }) = parsed(&arguments) else { panic!("no server") };
+        let Ok(Cli { command: Command::Server(server), .. }) = parsed(&arguments) else { panic!("no server") };
         assert!(!format!("{server:?}").contains("value of ROOT_KEY"));
         assert!(!format!("{server:?}").contains("value of MANAGEMENT_TOKEN"));
         let flags = server.into_flags();
@@ -347,36 +582,75 @@ mod tests {
 
     #[test]
     fn absent_flags_say_nothing() {
-        let Ok(Cli { command: Command::Server(server) }) = parsed(&["server"]) else { panic!("no server") };
+        let Ok(Cli { command: Command::Server(server), .. }) = parsed(&["server"]) else { panic!("no server") };
         assert!(server.into_flags().is_empty());
-        let Ok(Cli { command: Command::Demo(demo) }) = parsed(&["demo", "--data-dir", "d"]) else { panic!("no demo") };
+        let parsed = parsed(&["demo", "--data-dir", "d"]);
+        let Ok(Cli { command: Command::Demo(demo), .. }) = parsed else { panic!("no demo") };
         assert_eq!(demo.into_flags(), [("DATA_DIR", Secret::new("d"))]);
     }
 
     #[test]
     fn a_wrong_command_line_is_one_line_that_names_it() {
+        let create = ["manage", "token", "create", "--project", "p", "--duration", "7d"];
         for (arguments, expected) in [
-            (&["server", "--listen-adr", "x"][..], "--listen-adr"),
-            (&["server", "--listen-adr=x"], "--listen-addr"),
-            (&["server", "--listen-addr"], "--listen-addr"),
-            (&["server", "--listen-addr", "a", "--listen-addr", "b"], "--listen-addr"),
-            (&["server", "extra"], "extra"),
-            (&["sever"], "sever"),
-            (&["demo", "--root-key", "x"], "--root-key"),
+            (
+                &["server", "--listen-adr", "x"][..],
+                &["--listen-adr'", "'--listen-addr'", "(see llm-proxy server --help)"][..],
+            ),
+            (&["server", "--listen-adr=x"], &["--listen-addr"]),
+            (&["server", "--listen-addr"], &["a value is required", "--listen-addr"]),
+            (&["server", "--listen-addr", "a", "--listen-addr", "b"], &["--listen-addr"]),
+            (&["server", "extra"], &["extra"]),
+            (&["sever"], &["sever", "server", "(see llm-proxy --help)"]),
+            (&["demo", "--root-key", "x"], &["--root-key"]),
+            (
+                &create[..3],
+                &["not provided: --project <PROJECT_ID>, --duration <TIME> (see llm-proxy manage token create --help)"],
+            ),
+            (&["manage", "project", "create"], &["not provided: <NAME> (see"]),
+            (&["manage", "project", "list", "--output", "xml"], &["--output: found \"xml\", expected table or json"]),
+            (&["manage", "project", "list", "--limit", "0"], &["--limit: found \"0\", expected", "from 1 to 200"]),
+            (&["manage", "token", "get", "a/b"], &["<ID>: found \"a/b\", expected"]),
         ] {
             let text = wrong(arguments);
-            assert!(text.contains(expected), "{text}");
+            assert!(text.starts_with("llm-proxy: "), "{text}");
             assert!(!text.contains('\n') && !text.contains("Usage"), "{text}");
+            for expected in expected {
+                assert!(text.contains(expected), "{expected}: {text}");
+            }
+        }
+        for (flag, range) in [
+            ("--max-requests", "a whole number of requests from 1 to 9007199254740991"),
+            ("--requests-per-minute", "a whole number of requests a minute from 1 to 1000000"),
+        ] {
+            for found in ["abc", "0", "-1", "1.5", "1,000", "9007199254740992", "99999999999999999999999", ""] {
+                let text = wrong(&[&create[..], &[flag, found]].concat());
+                assert_eq!(text, format!("llm-proxy: {flag}: found {found:?}, expected {range}"));
+            }
+        }
+        for found in ["10x", "0", "0d", "-1", "-7d", "366d", "8761h", "525601", "1.5h", "7 d", "2027-01-01", "abc", ""]
+        {
+            let text = wrong(&[&create[..6], &[found]].concat());
+            assert!(text.starts_with(&format!("llm-proxy: --duration: found {found:?}, expected ")), "{text}");
+            assert!(text.contains("from 1m to 365d") && text.contains("90m, 12h or 7d"), "{text}");
         }
     }
 
     #[test]
     fn help_and_version_are_answers() {
-        for arguments in [&["--help"][..], &["server", "--help"], &["demo", "-h"], &["--version"], &["help", "server"]]
-        {
+        for arguments in [
+            &["--help"][..],
+            &["server", "--help"],
+            &["demo", "-h"],
+            &["manage", "token", "create", "--help"],
+            &["--version"],
+            &["-V"],
+            &["help", "server"],
+            &["help", "manage", "token"],
+        ] {
             assert!(matches!(parsed(arguments), Err(NoCommand::Asked(_))), "{arguments:?}");
         }
         assert!(wrong(&[]).contains("Examples:"));
-        assert!(matches!(parsed(&["version"]), Ok(Cli { command: Command::Version })));
+        assert!(matches!(parsed(&["version"]), Ok(Cli { command: Command::Version, .. })));
     }
 }

@@ -1,5 +1,7 @@
 //! A client's connection as bytes, in the clear or under TLS.
 
+mod caller;
+
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,6 +9,8 @@ use std::task::{Context, Poll};
 use pingora_core::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::server::TlsStream;
+
+pub use self::caller::{AddressRules, Caller};
 
 /// A client's connection.
 pub enum Downstream {

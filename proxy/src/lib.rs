@@ -16,6 +16,7 @@ pub mod http2;
 pub mod logging;
 pub mod manage;
 pub mod plane;
+pub mod provider;
 pub mod reset;
 pub mod server;
 pub mod settings;

@@ -20,6 +20,8 @@ use llm_proxy_plugins::file_sink::{Books, FileSink};
 use llm_proxy_plugins::journal::{Journal, Options as JournalOptions};
 use llm_proxy_store::{RootKey, Store};
 use pingora_core::connectors::{ConnectorOptions, TransportConnector};
+use pingora_core::listeners::{ListenerConfig, Listeners};
+use pingora_core::protocols::l4::stream::L4BufferSettings;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::listening::Service;
@@ -28,7 +30,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 
 use crate::data_dir::DataDir;
-use crate::edge::Edge;
+use crate::edge::{Edge, Entrance};
 use crate::followers::{RequestCounter, follow_changes, until_applied};
 use crate::plane::drain::Drain;
 use crate::plane::held::HeldBytes;
@@ -206,7 +208,9 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
     }
 
     let stopping = Arc::new(Notify::new());
-    let edge = Edge::new(Arc::new(Plane { gateway: Arc::clone(&gateway) }), settings.head_timeout, tls);
+    let header_within = settings.proxy_protocol.then_some(settings.head_timeout);
+    let entrance = Entrance::new(settings.trusted_proxies, header_within, settings.record_client_address);
+    let edge = Edge::new(Arc::new(Plane { gateway: Arc::clone(&gateway) }), settings.head_timeout, tls, entrance);
     let ending = Ending {
         gateway,
         counter,
@@ -289,8 +293,11 @@ fn serve(edge: Edge, listen_addr: SocketAddr, drain_timeout: Duration, signals: 
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    let mut service = Service::new("data plane".to_owned(), edge);
-    service.add_tcp(&listen_addr.to_string());
+    let mut listeners = Listeners::new();
+    // We gather what we write and read into buffers of our own: one below them would be copied through, and cost each
+    // connection 64 KiB.
+    listeners.add_listener(ListenerConfig::tcp(listen_addr.to_string()).l4_buffer(L4BufferSettings::unbuffered()));
+    let service = Service::with_listeners("data plane".to_owned(), listeners, edge);
     server.add_service(service);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
 }

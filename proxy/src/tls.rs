@@ -39,7 +39,7 @@ use crate::settings::TlsFiles;
 /// How often the files are looked at.
 const LOOKED_AT: Duration = Duration::from_secs(2);
 /// What we speak inside TLS, best first (RFC 7301, RFC 9113 §3.2).
-const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+const PROTOCOLS: [&[u8]; 3] = [b"h2", b"http/1.1", b"http/1.0"];
 
 /// Why a certificate and its key cannot be used. Says which setting and which file.
 #[derive(Debug, thiserror::Error)]

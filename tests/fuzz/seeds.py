@@ -354,6 +354,122 @@ def configuration():
     return seeds
 
 
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+
+
+def tlv(kind, value):
+    return bytes([kind]) + struct.pack(">H", len(value)) + value
+
+
+def block(command, family, *parts):
+    content = b"".join(parts)
+    return SIGNATURE + bytes([command, family]) + struct.pack(">H", len(content)) + content
+
+
+def proxy_protocol():
+    """What the connection begins with. A checksum of zeros is enough: the target sets it right."""
+    inet = bytes([192, 0, 2, 1, 198, 51, 100, 2, 0xDC, 4, 1, 0xBB])
+    inet6 = bytes.fromhex("20010db8000000000000000000000001" * 2) + b"\0\1\0\2"
+    mapped = (bytes(10) + b"\xff\xff" + inet[:4]) * 2 + b"\0\1\0\2"
+    checksum = tlv(3, bytes(4))
+    request = b"GET /health HTTP/1.1\r\n\r\n"
+    ones = ":".join(["ffff"] * 8)
+    return {
+        "line-4": b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n" + request,
+        "line-6": b"PROXY TCP6 2001:db8::1 ::ffff:192.0.2.2 0 65535\r\n\x16\x03\x01",
+        "line-groups": b"PROXY TCP6 1:2:3:4:5:6:192.0.2.7 1:2:3:4:5:6:7:: 1 2\r\n",
+        "line-longest": f"PROXY TCP6 {ones} {ones} 65535 65535\r\n",
+        "line-full": b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n",
+        "line-too-long": b"PROXY UNKNOWN " + b"x" * 92 + b"\r\n",
+        "line-unknown": b"PROXY UNKNOWN\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "line-zeros": b"PROXY TCP4 192.0.2.01 192.0.2.2 080 1\r\n",
+        "line-spaces": b"PROXY TCP4  192.0.2.1 192.0.2.2 1 2\r\n",
+        "line-lf": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\n",
+        "line-cut": b"PROXY TCP4 192.0.2.1 192.0",
+        "block-4": block(0x21, 0x11, inet) + request,
+        "block-udp": block(0x21, 0x12, inet),
+        "block-6": block(0x21, 0x21, inet6),
+        "block-mapped": block(0x21, 0x22, mapped),
+        "block-unix": block(0x21, 0x31, bytes(216)),
+        "block-none": block(0x21, 0x00, checksum),
+        "block-local": block(0x20, 0x00),
+        "block-local-family": block(0x20, 0xF7, inet),
+        "block-local-checksum": block(0x20, 0x11, inet, checksum),
+        "block-half-told": block(0x21, 0x10, inet),
+        "block-tlvs": block(0x21, 0x11, inet, tlv(2, b"proxy.test"), checksum, tlv(5, b"id"), tlv(4, bytes(9))),
+        "block-two-checksums": block(0x21, 0x11, inet, checksum, checksum),
+        "block-short": block(0x21, 0x21, inet),
+        "block-tlv-cut": block(0x21, 0x11, inet, b"\4\0\2x"),
+        "block-long": block(0x21, 0x11, inet, tlv(4, bytes(4065))),
+        "block-too-long": block(0x21, 0x11, inet, tlv(4, bytes(4066)))[:64],
+        "block-version": block(0x31, 0x11, inet),
+        "block-command": block(0x22, 0x11, inet),
+        "http": request,
+        "tls": b"\x16\x03\x01\x02\x00\x01",
+        "other-signature": b"\r\n\r\n\0\r\nQUIT\r\n",
+    }
+
+
+def frame(first, payload, masked=False, form=None):
+    length, key = len(payload), b"\x37\xfa\x21\x3d"
+    form = form or (1 if length < 126 else 2 if length < 65536 else 8)
+    flag = 0x80 if masked else 0
+    head = bytes([first, flag | {1: length, 2: 126, 8: 127}[form]])
+    if form > 1:
+        head += length.to_bytes(form, "big")
+    if masked:
+        head += key
+        payload = bytes(octet ^ key[at % 4] for at, octet in enumerate(payload))
+    return head + payload
+
+
+def websocket_frames():
+    """Side and cap of a message, two octets for the plan of the pieces, and the stream."""
+    close = b"\x03\xe8bye"
+
+    def conversation(masked):
+        frames = [
+            (0x81, b'{"type":"response.create"}'),
+            (0x01, b"Hel"),
+            (0x89, b"here?"),
+            (0x00, b""),
+            (0x80, b"lo"),
+            (0x82, bytes(range(256)) * 2),
+            (0x8A, b""),
+            (0x88, close),
+            (0x8A, b"late"),
+        ]
+        return b"".join(frame(first, payload, masked) for first, payload in frames)
+
+    streams = {
+        "conversation": (0, 255, conversation(False)),
+        "conversation-masked": (1, 255, conversation(True)),
+        "small-cap": (0, 3, conversation(False)),
+        "small-cap-masked": (1, 3, conversation(True)),
+        "no-cap": (1, 0, frame(0x81, b"", True) + frame(0x01, b"a", True) + frame(0x80, b"", True)),
+        "cut": (1, 9, conversation(True)[:40]),
+        "close-empty": (0, 9, frame(0x88, b"")),
+        "close-half": (0, 9, frame(0x88, b"\3")),
+        "close-inside": (0, 9, frame(0x01, b"a") + frame(0x88, close) + frame(0x80, b"b")),
+        "two-closes": (1, 9, frame(0x88, close, True) * 2),
+        "reserved-bit": (0, 9, frame(0xC1, b"a")),
+        "reserved-opcode": (0, 9, frame(0x83, b"a")),
+        "inside-another": (0, 9, frame(0x01, b"a") + frame(0x82, b"b")),
+        "continues-nothing": (0, 9, frame(0x80, b"a")),
+        "fragmented-ping": (0, 9, frame(0x09, b"a")),
+        "long-ping": (0, 9, frame(0x89, bytes(126))),
+        "no-mask": (1, 9, frame(0x81, b"a")),
+        "mask": (0, 9, frame(0x81, b"a", True)),
+        "longer-form": (0, 255, frame(0x82, bytes(125), form=2)),
+        "longest-form": (0, 255, frame(0x82, bytes(300), form=8)),
+        "nearly-longest": (0, 255, b"\x82\x7f" + (65535).to_bytes(8, "big")),
+        "just-longest": (0, 255, b"\x82\x7f" + (65536).to_bytes(8, "big") + bytes(300)),
+        "64-bits": (0, 255, b"\x82\x7f\x80"),
+        "reason": (0, 9, "Grüße ".encode() * 30),
+    }
+    return {name: bytes([side, cap, 3, 30]) + stream for name, (side, cap, stream) in streams.items()}
+
+
 def main():
     write("request_head", REQUESTS)
     write("answer_head", {name: b"\0\x03\x1e\x07" + answer for name, answer in ANSWERS.items()})
@@ -366,6 +482,8 @@ def main():
     write("multipart", multipart())
     write("token", tokens())
     write("configuration", configuration())
+    write("proxy_protocol", proxy_protocol())
+    write("websocket_frames", websocket_frames())
     for folder in sorted((HERE / "corpus").iterdir()):
         sizes = [path.stat().st_size for path in folder.iterdir()]
         print(f"{folder.name}: {len(sizes)} inputs, {sum(sizes)} bytes")

@@ -32,6 +32,7 @@ pub struct ProductOptions {
     provider: SocketAddr,
     apis: Vec<(String, Vec<String>)>,
     settings: BTreeMap<String, String>,
+    program: Option<(PathBuf, Vec<String>)>,
 }
 
 impl ProductOptions {
@@ -46,7 +47,8 @@ impl ProductOptions {
             // A test that leaves a stream open must not wait for it.
             ("DRAIN_TIMEOUT", "5s"),
         ];
-        Self { provider, apis, settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into() }
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        Self { provider, apis, settings, program: None }
     }
 
     /// Adds lines of YAML to an API, or makes one with these lines at the same provider. A `base_url` among them
@@ -69,6 +71,14 @@ impl ProductOptions {
     #[must_use]
     pub fn set(mut self, name: &str, value: impl ToString) -> Self {
         self.settings.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    /// Another program in place of the binary, with these arguments: one that runs the product's own code, and gets its
+    /// settings the same way.
+    #[must_use]
+    pub fn run_by(mut self, program: PathBuf, arguments: &[&str]) -> Self {
+        self.program = Some((program, arguments.iter().map(|argument| (*argument).to_owned()).collect()));
         self
     }
 
@@ -301,14 +311,15 @@ impl Product {
     /// Ready on the admin listener, and the data plane takes connections; or the log of what died.
     async fn until_ready(&mut self) -> Result<(), String> {
         let (data, admin) = (self.data_addr, self.admin_addr);
-        let is_tls = self.options.settings.contains_key("TLS_CERT_FILE");
+        let settings = &self.options.settings;
+        let is_silent = settings.contains_key("TLS_CERT_FILE") || settings.contains_key("PROXY_PROTOCOL");
         let child = &mut self.child;
         let ready = eventually(PATIENCE, "llm-proxy is ready", async || {
             if child.try_wait().unwrap().is_some() {
                 return Some(false);
             }
-            // What speaks TLS is asked nothing: that it listens is enough.
-            let takes = if is_tls { TcpStream::connect(data).await.is_ok() } else { is_ready(data).await };
+            // What speaks TLS, or waits for a PROXY header, is asked nothing: that it listens is enough.
+            let takes = if is_silent { TcpStream::connect(data).await.is_ok() } else { is_ready(data).await };
             (takes && is_ready(admin).await).then_some(true)
         });
         if ready.await { Ok(()) } else { Err(self.log()) }
@@ -337,8 +348,9 @@ fn log_path(folder: &Path) -> PathBuf {
 fn spawn(options: &ProductOptions, folder: &Path, data_addr: SocketAddr, admin_addr: SocketAddr) -> Child {
     std::fs::write(folder.join("llm-proxy.yaml"), options.yaml()).unwrap();
     let log: File = OpenOptions::new().create(true).append(true).open(log_path(folder)).unwrap();
-    Command::new(binary())
-        .arg("server")
+    let (program, arguments) = options.program.clone().unwrap_or_else(|| (binary(), vec!["server".to_owned()]));
+    Command::new(program)
+        .args(arguments)
         // What this machine's environment says must not reach it.
         .env_clear()
         .current_dir(folder)

@@ -72,6 +72,8 @@ impl Refused {
     pub const RATE: Self = Self::new(429, "rate_limit_exceeded", "rate_limit_error");
     /// Used up.
     pub const QUOTA: Self = Self::new(429, "insufficient_quota", "rate_limit_error");
+    /// A fault of the proxy's own.
+    pub const INTERNAL: Self = Self::new(500, "internal_error", "api_error");
     /// No answer from the provider.
     pub const UNREACHABLE: Self = Self::new(502, "upstream_unreachable", "api_error");
     /// An answer that is none.

@@ -1,6 +1,8 @@
 //! Providers behind TLS: an authority that signs their certificates, and a front before the mock that notes what the
 //! proxy lets out, on the wire and inside TLS. A secret that left in the clear shows on the wire, one that went to
 //! the wrong server inside, so what must not be sent is looked for in both.
+//!
+//! The same authority signs for the proxy's own listener, and its clients connect through it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,19 +12,26 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, PublicKeyData, date_time_ymd,
+};
+use ring::digest::{SHA256, digest};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, copy, copy_bidirectional, sink};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring::default_provider;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 pub use tokio_rustls::rustls::version::{TLS12, TLS13};
-use tokio_rustls::rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::raw::patient;
 use crate::{PATIENCE, eventually};
 
 /// Years in which a certificate is valid that nobody should mind.
@@ -38,6 +47,7 @@ pub struct Authority {
 pub struct Identity {
     certificate: CertificateDer<'static>,
     key: PrivateKeyDer<'static>,
+    pin: String,
     folder: TempDir,
 }
 
@@ -66,11 +76,32 @@ impl Authority {
         params.not_after = date_time_ymd(years.end, 1, 1);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let (certificate_pem, key_pem) = (certificate.pem(), key.serialize_pem());
+        let pin = STANDARD.encode(digest(&SHA256, &key.subject_public_key_info()));
         let folder = tempfile::tempdir().unwrap();
-        let identity = Identity { certificate: certificate.into(), key: key.into(), folder };
+        let identity = Identity { certificate: certificate.into(), key: key.into(), pin, folder };
         std::fs::write(identity.certificate_file(), certificate_pem).unwrap();
         std::fs::write(identity.key_file(), key_pem).unwrap();
         identity
+    }
+
+    /// Connects to a server that must prove this name, and offers it these protocols (ALPN).
+    ///
+    /// # Errors
+    /// When the handshake fails.
+    ///
+    /// # Panics
+    /// When nothing happens.
+    pub async fn connect(&self, to: SocketAddr, name: &str, protocols: &[&[u8]]) -> io::Result<TlsStream<TcpStream>> {
+        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[&TLS12, &TLS13])
+            .unwrap()
+            .with_root_certificates(self.roots())
+            .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let stream = patient("connecting", TcpStream::connect(to)).await?;
+        stream.set_nodelay(true)?;
+        patient("shaking hands", TlsConnector::from(Arc::new(config)).connect(name, stream)).await
     }
 
     /// It alone, as what is trusted.
@@ -90,6 +121,11 @@ impl Identity {
     /// Its certificate as a PEM file, there as long as the identity is: for `client_cert_file`.
     pub fn certificate_file(&self) -> PathBuf {
         self.folder.path().join("certificate.pem")
+    }
+
+    /// The SHA-256 of its public key in base64: how browsers are told to take it, whoever signed it.
+    pub fn pin(&self) -> &str {
+        &self.pin
     }
 
     /// Its key as a PEM file, there as long as the identity is: for `client_key_file`.
@@ -159,7 +195,7 @@ impl Front {
         provider: SocketAddr,
         version: &'static SupportedProtocolVersion,
     ) -> Self {
-        let (roots, crypto) = (Arc::new(clients.roots()), Arc::new(ring::default_provider()));
+        let (roots, crypto) = (Arc::new(clients.roots()), Arc::new(default_provider()));
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, crypto).build().unwrap();
         Self::tls_for(verifier, identity, provider, version).await
     }
@@ -170,7 +206,7 @@ impl Front {
         provider: SocketAddr,
         version: &'static SupportedProtocolVersion,
     ) -> Self {
-        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_protocol_versions(&[version])
             .unwrap()
             .with_client_cert_verifier(clients)
@@ -319,9 +355,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tapped<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio_rustls::TlsConnector;
-    use tokio_rustls::rustls::ClientConfig;
-    use tokio_rustls::rustls::pki_types::ServerName;
 
     /// A provider that says what it hears.
     async fn echo() -> SocketAddr {
@@ -334,23 +367,12 @@ mod tests {
         addr
     }
 
-    fn client_of(authority: &Authority) -> TlsConnector {
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(&[&TLS12, &TLS13])
-            .unwrap()
-            .with_root_certificates(authority.roots())
-            .with_no_client_auth();
-        TlsConnector::from(Arc::new(config))
-    }
-
     #[tokio::test]
     async fn what_is_said_inside_tls_is_noted_there_and_what_is_said_in_the_clear_on_the_wire() {
         let authority = Authority::new("An authority");
         for version in [&TLS12, &TLS13] {
             let front = Front::tls(authority.certify("localhost", VALID), echo().await, version).await;
-            let stream = TcpStream::connect(front.addr).await.unwrap();
-            let name = ServerName::try_from("localhost").unwrap();
-            let mut tls = client_of(&authority).connect(name, stream).await.unwrap();
+            let mut tls = authority.connect(front.addr, "localhost", &[]).await.unwrap();
             tls.write_all(b"between us").await.unwrap();
             tls.flush().await.unwrap();
             let mut echoed = [0; 10];

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::BytesMut;
 use rand::Rng;
 use ring::digest;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
@@ -120,8 +120,8 @@ enum Side {
 }
 
 /// A WebSocket, driven frame by frame or byte by byte.
-pub struct RawSocket {
-    stream: TcpStream,
+pub struct RawSocket<S = TcpStream> {
+    stream: S,
     buffer: BytesMut,
     side: Side,
     /// The head that opened it: of the answer or, on the provider's side, of the request (its status is 0).
@@ -145,6 +145,7 @@ impl RawSocket {
     /// As [`Self::open`].
     pub async fn open_with(addr: SocketAddr, handshake: &Handshake, behind: &[u8]) -> Self {
         let stream = patient("connecting", TcpStream::connect(addr)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
         Self::open_on(stream, handshake, behind).await
     }
 
@@ -156,10 +157,30 @@ impl RawSocket {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         let stream = patient("connecting", socket.connect(addr)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
         Self::open_on(stream, handshake, b"").await
     }
 
-    async fn open_on(stream: TcpStream, handshake: &Handshake, behind: &[u8]) -> Self {
+    /// The provider's side of a connection, once the request's head has come; [`Self::switch`] answers it.
+    pub(crate) async fn accepted(stream: TcpStream) -> Option<Self> {
+        stream.set_nodelay(true).unwrap();
+        let mut socket = Self::of(stream, Side::Provider);
+        socket.head = socket.read_head().await?;
+        Some(socket)
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().unwrap();
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> RawSocket<S> {
+    /// Opens one on a connection that is there already, with these bytes in the same write as the request.
+    ///
+    /// # Panics
+    /// As [`RawSocket::open`].
+    pub async fn open_on(stream: S, handshake: &Handshake, behind: &[u8]) -> Self {
         let mut socket = Self::of(stream, Side::Client);
         socket.send(&[&handshake.ask.bytes()[..], behind].concat()).await;
         socket.head = socket.read_head().await.expect("the connection ended instead of an answer");
@@ -169,15 +190,7 @@ impl RawSocket {
         socket
     }
 
-    /// The provider's side of a connection, once the request's head has come; [`Self::switch`] answers it.
-    pub(crate) async fn accepted(stream: TcpStream) -> Option<Self> {
-        let mut socket = Self::of(stream, Side::Provider);
-        socket.head = socket.read_head().await?;
-        Some(socket)
-    }
-
-    fn of(stream: TcpStream, side: Side) -> Self {
-        stream.set_nodelay(true).unwrap();
+    fn of(stream: S, side: Side) -> Self {
         let head = Head { status: 0, headers: Vec::new(), raw: Vec::new() };
         Self { stream, buffer: BytesMut::new(), side, head, seen: Vec::new() }
     }
@@ -221,7 +234,12 @@ impl RawSocket {
     /// # Panics
     /// When nobody reads.
     pub async fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        patient("sending", self.stream.write_all(bytes)).await
+        patient("sending", async {
+            self.stream.write_all(bytes).await?;
+            // Under TLS a write may leave something behind.
+            self.stream.flush().await
+        })
+        .await
     }
 
     /// Sends this again and again until the peer takes nothing for a second, or so many bytes are sent. The last one may
@@ -259,11 +277,12 @@ impl RawSocket {
     /// # Panics
     /// When the connection ends first.
     pub async fn exchange(&mut self, bytes: &[u8], piece: usize, wanted: usize) -> Vec<u8> {
-        let (mut from, mut to) = self.stream.split();
+        let (mut from, mut to) = tokio::io::split(&mut self.stream);
         let buffer = &mut self.buffer;
         let sending = async {
             for piece in bytes.chunks(piece) {
                 to.write_all(piece).await.unwrap();
+                to.flush().await.unwrap();
             }
         };
         let reading = async {
@@ -354,13 +373,8 @@ impl RawSocket {
         let _ = self.stream.shutdown().await;
     }
 
-    /// Ends the connection with a reset.
-    pub fn reset(self) {
-        self.stream.set_zero_linger().unwrap();
-    }
-
     /// The connection, and what was read of it and not used.
-    pub(crate) fn into_parts(self) -> (TcpStream, Vec<u8>, Head) {
+    pub(crate) fn into_parts(self) -> (S, Vec<u8>, Head) {
         (self.stream, self.buffer.to_vec(), self.head)
     }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use futures::{SinkExt, StreamExt};
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -16,8 +17,8 @@ use crate::{Head, PATIENCE};
 pub use tokio_tungstenite::tungstenite::Message;
 
 /// A client as apps have them.
-pub struct Plain {
-    socket: WebSocketStream<TcpStream>,
+pub struct Plain<S = TcpStream> {
+    socket: WebSocketStream<S>,
     /// The head of the 101.
     pub head: Head,
 }
@@ -28,7 +29,21 @@ impl Plain {
     /// # Panics
     /// When it does not open.
     pub async fn open(addr: SocketAddr, handshake: &Handshake) -> Self {
-        let (stream, read, head) = RawSocket::open(addr, handshake).await.into_parts();
+        Self::of(RawSocket::open(addr, handshake).await).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Plain<S> {
+    /// Opens one on a connection that is there already.
+    ///
+    /// # Panics
+    /// When it does not open.
+    pub async fn open_on(stream: S, handshake: &Handshake) -> Self {
+        Self::of(RawSocket::open_on(stream, handshake, b"").await).await
+    }
+
+    async fn of(socket: RawSocket<S>) -> Self {
+        let (stream, read, head) = socket.into_parts();
         let socket = WebSocketStream::from_partially_read(stream, read, Role::Client, None).await;
         Self { socket, head }
     }

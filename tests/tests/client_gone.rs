@@ -2,12 +2,11 @@
 
 mod common;
 
-use std::time::Duration;
-
 use common::setup::{Api, Setup, eventually, now_ms};
 use common::wire::{Ask, Wire};
 use llm_proxy_load::mock::Ended;
-use tokio::net::{TcpSocket, TcpStream};
+use llm_proxy_tests::{FullListener, PATIENCE, metric};
+use serde_json::Value;
 
 /// The promise, by the clocks of client and provider, which are one here.
 const AT_ONCE_MS: u64 = 100;
@@ -118,19 +117,106 @@ async fn a_client_that_leaves_in_any_phase_and_any_way_closes_its_upstream_withi
     assert_eq!(setup.mock.stats().in_flight, 0);
 }
 
+/// How a client leaves in the middle of its body.
+#[derive(Clone, Copy, Debug)]
+enum Sending {
+    Length,
+    Chunks,
+    /// It has been asked for its body, and never sends it.
+    Asked,
+}
+
+impl Sending {
+    const ALL: [Self; 3] = [Self::Length, Self::Chunks, Self::Asked];
+
+    /// Sends the request, but for the end of its body.
+    async fn begin(self, wire: &mut Wire, ask: Ask) {
+        let half = vec![b'x'; 40_000];
+        match self {
+            Self::Length => wire.send([ask.with("content-length", 100_000).head(), half].concat()).await,
+            Self::Chunks => {
+                let head = ask.with("transfer-encoding", "chunked").head();
+                wire.send([head, format!("{:x}\r\n", 100_000).into(), half].concat()).await;
+            }
+            Self::Asked => {
+                wire.send(ask.with("expect", "100-continue").with("content-length", 100_000).head()).await;
+                assert_eq!(wire.head().await.status, 100);
+            }
+        }
+    }
+}
+
+/// What is pipelined behind half a body is the body's rest: that is no way to leave.
+const WAYS: [Way; 3] = [Way::Close, Way::Reset, Way::HalfClose];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_in_the_middle_of_its_body_closes_its_upstream_within_100_ms_and_leaves_one_record() {
+    let setup = Setup::new().await;
+    let mut delays = Vec::new();
+    // Of these, too, one of a hundred may be late.
+    for round in 0..12 {
+        for sending in Sending::ALL {
+            for way in WAYS {
+                let name = format!("{sending:?}-{way:?}-{round}");
+                let mut wire = setup.wire().await;
+                sending.begin(&mut wire, setup.echo().with("x-request-id", &name)).await;
+                eventually("the provider has the head", || setup.seen(&name).is_some()).await;
+                let left_at = now_ms();
+                let kept = way.leave(wire).await;
+                eventually("the provider is told", || setup.seen(&name).is_some_and(|request| request.ended.is_some()))
+                    .await;
+                let request = setup.seen(&name).unwrap();
+                assert_eq!(request.ended, Some(Ended::ClientClosed), "{name}");
+                assert_eq!(request.body_done_ms, None, "{name}: half a body was passed off as whole");
+                delays.push((request.client_closed_at_ms.unwrap().saturating_sub(left_at), name.clone()));
+                drop(kept);
+
+                let record = setup.only_record_of_client(&name).await;
+                assert_eq!(record["outcome"], "client_gone", "{name}: {record}");
+                assert_eq!(record["status"], Value::Null, "{name}: it saw nothing: {record}");
+                // A reset may overtake what it was sent behind.
+                assert!(record["request_bytes"].as_u64() <= Some(40_000), "{name}: {record}");
+                assert!(record["times"]["forwarded_ms"].is_number(), "{name}: {record}");
+            }
+        }
+    }
+    delays.sort_unstable();
+    let late: Vec<_> = delays.iter().filter(|(delay, _)| *delay > AT_ONCE_MS).collect();
+    assert!(late.len() <= delays.len() / 100, "later than {AT_ONCE_MS} ms: {late:?}");
+    assert_eq!(setup.mock.stats().in_flight, 0);
+    setup.wait_in_flight(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_while_its_body_is_held_gives_its_memory_back_and_no_provider_hears_of_it() {
+    let setup = Setup::new().await;
+    let held = async || metric(&setup.product.metrics().await, "llm_proxy_held_bytes", &[]);
+    for sending in Sending::ALL {
+        for way in WAYS {
+            let name = format!("held-{sending:?}-{way:?}");
+            let mut wire = setup.wire().await;
+            sending.begin(&mut wire, setup.held().with("x-request-id", &name)).await;
+            setup.wait_in_flight(1).await;
+            if !matches!(sending, Sending::Asked) {
+                let what = format!("{name}: the body is held");
+                llm_proxy_tests::eventually(PATIENCE, &what, async || (held().await > 30_000.0).then_some(())).await;
+            }
+            let kept = way.leave(wire).await;
+            setup.wait_in_flight(0).await;
+            drop(kept);
+            assert_eq!(held().await, 0.0, "{name}: the budget is given back");
+            let record = setup.only_record_of_client(&name).await;
+            assert_eq!(record["outcome"], "client_gone", "{name}: {record}");
+            assert_eq!((&record["request_bytes"], &record["times"]["forwarded_ms"]), (&0.into(), &Value::Null));
+        }
+    }
+    assert_eq!(setup.mock.stats().requests, 0, "half a body was sent on");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_while_the_upstream_is_being_connected_ends_the_exchange_before_the_connect_clock() {
-    // A listener whose accept queue is full: the kernel drops what comes, and a connect neither succeeds nor fails.
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let listener = socket.listen(1).unwrap();
-    let full = listener.local_addr().unwrap();
-    let mut filling = Vec::new();
-    while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(full)).await {
-        filling.push(stream);
-        assert!(filling.len() < 100, "the accept queue does not fill");
-    }
-    let setup = Setup::with(&[Api::at("full", full, "timeouts: {connect: 300s}")], &[]).await;
+    let full = FullListener::start().await;
+    let setup = Setup::with(&[Api::at("full", full.addr(), "timeouts: {connect: 300s}")], &[]).await;
     for way in Way::ALL {
         let name = format!("connecting-{way:?}");
         let mut wire = setup.wire().await;
@@ -142,6 +228,19 @@ async fn a_client_that_leaves_while_the_upstream_is_being_connected_ends_the_exc
         drop(kept);
         let record = setup.only_record_of_client(&name).await;
         assert_eq!(record["outcome"], "client_gone", "{name}: {record}");
-        assert_eq!(record["times"]["forwarded_ms"], serde_json::Value::Null, "{name}: nothing was sent: {record}");
+        assert_eq!(record["times"]["forwarded_ms"], Value::Null, "{name}: nothing was sent: {record}");
+    }
+    for way in WAYS {
+        let name = format!("connecting-{way:?}-unfinished");
+        let mut wire = setup.wire().await;
+        let ask = setup.ask("POST", "/full/v1/files").with("x-request-id", &name);
+        Sending::Length.begin(&mut wire, ask).await;
+        setup.wait_in_flight(1).await;
+        let kept = way.leave(wire).await;
+        setup.wait_in_flight(0).await;
+        drop(kept);
+        let record = setup.only_record_of_client(&name).await;
+        assert_eq!(record["outcome"], "client_gone", "{name}: {record}");
+        assert_eq!(record["times"]["forwarded_ms"], Value::Null, "{name}: nothing was sent: {record}");
     }
 }

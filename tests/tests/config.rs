@@ -73,6 +73,15 @@ async fn a_typo_anywhere_stops_the_start_with_one_line_that_names_its_place() {
 }
 
 #[tokio::test]
+async fn an_api_cannot_have_a_name_whose_prefix_means_something_else() {
+    for name in ["health", "manage", "metrics", "upload", "v1", "v1beta", "ws"] {
+        let text = format!("apis:\n  {name}:\n    dialect: openai\n    base_url: http://127.0.0.1:9\n");
+        let finished = start(&[("llm-proxy.yaml", &text)], &[], &[]).await;
+        stopped(name, &finished, "llm-proxy.yaml:2:3", &[&format!("\"{name}\""), "none of health"]);
+    }
+}
+
+#[tokio::test]
 async fn a_near_miss_of_a_variable_is_warned_of_and_started_anyway() {
     let world = World::with(|options| options.set("LISTEN_ADR", "127.0.0.1:1").set("LOG_FILE", "x")).await;
     let log = world.product.log();

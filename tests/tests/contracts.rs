@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use llm_proxy_tests::{Answer, Ask, Ended, Provider, Raw, Refused, World, eventually, fixture, metric};
+use futures::future::join_all;
+use llm_proxy_tests::{
+    Answer, Ask, Ended, FullListener, Provider, Raw, Refused, Token, World, eventually, fixture, metric,
+};
 use serde_json::{Value, json};
-use tokio::net::{TcpSocket, TcpStream};
 
 /// The same path under another API of the same dialect.
 fn under(path: &str, provider: Provider, api: &str) -> String {
@@ -324,14 +326,22 @@ async fn a_provider_that_is_not_there_or_speaks_no_http_is_a_502() {
 
 #[tokio::test]
 async fn a_body_that_there_is_no_memory_for_gets_503_and_comes_back_later() {
-    let world = World::with(|options| options.set("MAX_HELD_BYTES_TOTAL", "4096")).await;
-    let token = world.token_with(json!({"allowed_models": ["*"]})).await;
-    for provider in [Provider::OpenAi, Provider::Anthropic] {
+    let world = World::with(|mut options| {
+        for provider in Provider::ALL {
+            let yaml = format!("dialect: {}\nparam_whitelist: {{user: ['*']}}", provider.name());
+            options = options.api(&format!("held-{}", provider.name()), &yaml);
+        }
+        options.set("MAX_HELD_BYTES_TOTAL", "4096")
+    })
+    .await;
+    world.set_keys(Provider::ALL.map(|provider| (format!("held-{}", provider.name()), provider.key()))).await;
+    let token = &world.token.secret;
+    for provider in Provider::ALL {
+        let padded = |bytes: usize| provider.body().to_owned() + &" ".repeat(bytes - provider.body().len());
+        let ask = ask_under(provider, &format!("held-{}", provider.name()), token);
         let before = world.upstream_count();
-        // A body that has been promised holds its share of the budget while it is on its way.
-        let holding =
-            provider.ask(&token.secret).body(provider.body().to_owned() + &" ".repeat(4000 - provider.body().len()));
-        let bytes = holding.bytes();
+        // A body that is on its way holds its share of the budget.
+        let bytes = ask.clone().body(padded(4000)).bytes();
         let (first, last) = bytes.split_at(bytes.len() - 1);
         let mut holder = Raw::connect(world.product.data_addr()).await;
         holder.write(first).await;
@@ -339,21 +349,36 @@ async fn a_body_that_there_is_no_memory_for_gets_503_and_comes_back_later() {
             (metric(&world.product.metrics().await, "llm_proxy_held_bytes", &[]) > 0.0).then_some(())
         })
         .await;
-        let ask = provider.ask(&token.secret).body(provider.body().to_owned() + &" ".repeat(1024));
-        let answer = world.ask(&ask).await;
-        Refused::OVERLOADED.check("held", provider, &answer);
-        world.check_record("held", &answer, "shed", Some("overloaded")).await;
-        assert_eq!(world.upstream_count(), before);
+        for (case, ask) in [
+            ("no memory, a length", ask.clone().body(padded(1024))),
+            ("no memory, chunks", ask.clone().chunked([padded(1024)])),
+        ] {
+            let answer = world.ask(&ask).await;
+            Refused::OVERLOADED.check(case, provider, &answer);
+            world.check_record(case, &answer, "shed", Some("overloaded")).await;
+        }
+        assert_eq!(world.upstream_count(), before, "{provider:?}: the provider was asked");
+        let unread = world.ask(&provider.ask(token).body(padded(1024))).await;
+        assert_eq!(unread.status, 200, "{provider:?}: a body that nobody must read needs none: {}", unread.text());
         holder.write(last).await;
         assert_eq!(holder.read_answer(false).await.status, 200);
-        assert_eq!(world.ask(&ask).await.status, 200, "the budget is given back");
+        assert_eq!(world.ask(&ask.body(padded(1024))).await.status, 200, "{provider:?}: the budget is given back");
     }
 }
 
+/// A token for each provider, with these fields.
+async fn tokens(world: &World, fields: Value) -> Vec<(Provider, Token)> {
+    let mut tokens = Vec::new();
+    for provider in Provider::ALL {
+        tokens.push((provider, world.token_with(fields.clone()).await));
+    }
+    tokens
+}
+
 #[tokio::test]
-async fn a_token_that_the_store_cannot_judge_now_gets_503_not_401() {
+async fn a_quota_that_the_store_cannot_lease_from_now_gets_503_in_every_dialect() {
     let world = World::new().await;
-    let token = world.token_with(json!({"max_requests": 1000})).await;
+    let tokens = tokens(&world, json!({"max_requests": 1000})).await;
     // Another program holds the database's write lock: no lease can be taken.
     let script = "import sqlite3, sys, time\n\
         db = sqlite3.connect(sys.argv[1], timeout=10, isolation_level=None)\n\
@@ -371,38 +396,61 @@ async fn a_token_that_the_store_cannot_judge_now_gets_503_not_401() {
         .unwrap();
     let mut told = [0; 6];
     tokio::io::AsyncReadExt::read_exact(locker.stdout.as_mut().unwrap(), &mut told).await.unwrap();
-    let answer = world.ask(&Provider::OpenAi.ask(&token.secret)).await;
-    Refused::STORE.check("locked", Provider::OpenAi, &answer);
-    world.check_record("locked", &answer, "refused", Some("store_unavailable")).await;
+    // At once: each waits for the store's patience.
+    let asks: Vec<Ask> = tokens.iter().map(|(provider, token)| provider.ask(&token.secret)).collect();
+    let answers = join_all(asks.iter().map(|ask| world.ask(ask))).await;
+    for ((provider, token), answer) in tokens.iter().zip(&answers) {
+        Refused::STORE.check("locked", *provider, answer);
+        let record = world.check_record("locked", answer, "refused", Some("store_unavailable")).await;
+        assert_eq!(record["token_id"], token.id.as_str(), "{provider:?}: {record}");
+    }
     assert_eq!(world.upstream_count(), 0);
     drop(locker.stdin.take());
     locker.wait().await.unwrap();
-    assert_eq!(world.ask(&Provider::OpenAi.ask(&token.secret)).await.status, 200);
+    for (provider, token) in &tokens {
+        let answer = world.ask(&provider.ask(&token.secret)).await;
+        assert_eq!(answer.status, 200, "{provider:?}: {}", answer.text());
+    }
 }
 
-/// An address that takes no connection and refuses none: its queue is full.
-async fn full_listener() -> (std::net::SocketAddr, impl Sized) {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let listener = socket.listen(1).unwrap();
-    let addr = listener.local_addr().unwrap();
-    let mut waiting = Vec::new();
-    while let Ok(connected) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(addr)).await {
-        waiting.push(connected.unwrap());
+#[tokio::test]
+async fn a_token_that_the_store_cannot_look_up_now_gets_503_not_401_and_those_in_memory_are_served() {
+    let world = World::new().await;
+    let tokens = tokens(&world, json!({})).await;
+    let known = &world.token;
+    assert_eq!(world.ask(&Provider::OpenAi.ask(&known.secret)).await.status, 200);
+    world.product.sql("ALTER TABLE tokens RENAME TO tokens_elsewhere").await;
+    for (provider, token) in &tokens {
+        let answer = world.ask(&provider.ask(&token.secret)).await;
+        Refused::STORE.check("not found", *provider, &answer);
+        let record = world.check_record("not found", &answer, "refused", Some("store_unavailable")).await;
+        assert_eq!(record["token_id"], Value::Null, "{provider:?}: nobody could tell whose it is: {record}");
+        let answer = world.ask(&provider.ask(&known.secret)).await;
+        assert_eq!(answer.status, 200, "{provider:?}: {}", answer.text());
     }
-    (addr, (listener, waiting))
+    assert_eq!(world.upstream_count(), 5, "of the token in memory");
+    world.product.sql("ALTER TABLE tokens_elsewhere RENAME TO tokens").await;
+    for (provider, token) in &tokens {
+        let answer = world.ask(&provider.ask(&token.secret)).await;
+        assert_eq!(answer.status, 200, "{provider:?}: {}", answer.text());
+    }
+    // What could not be counted meanwhile is made good.
+    eventually(Duration::from_secs(5), "the requests to be counted", async || {
+        (world.token_state(&known.id).await["request_count"] == 5).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn each_clock_that_runs_out_before_the_answer_is_a_504_and_the_record_names_it() {
-    let (full, _kept) = full_listener().await;
+    let full = FullListener::start().await;
     let world = World::with(|mut options| {
         for provider in Provider::ALL {
             let name = provider.name();
             options = options
                 .api(
                     &format!("full-{name}"),
-                    &format!("dialect: {name}\nbase_url: http://{full}\ntimeouts: {{connect: 300ms}}"),
+                    &format!("dialect: {name}\nbase_url: http://{}\ntimeouts: {{connect: 300ms}}", full.addr()),
                 )
                 .api(&format!("slow-{name}"), &format!("dialect: {name}\ntimeouts: {{first_byte: 300ms}}"))
                 .api(&format!("total-{name}"), &format!("dialect: {name}\ntimeouts: {{total: 300ms}}"));

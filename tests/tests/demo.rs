@@ -1,11 +1,12 @@
-//! `llm-proxy demo`: what it prints works when it is pasted, also after a restart; a taken port is one clear line,
-//! and of generated secrets the place is told, never the value.
+//! `llm-proxy demo`: what it prints works when it is pasted, in any directory, also after a restart, and fits the
+//! providers that answer; a taken port is one clear line, and of generated secrets the place is told, never the value.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 
-use llm_proxy_tests::binary;
+use llm_proxy_load::mock::{Mock, MockOptions};
+use llm_proxy_tests::{Provider, binary};
 
 /// A running demo and what it printed. Killed when dropped.
 struct Demo {
@@ -17,18 +18,15 @@ impl Demo {
     fn command(dir: &Path, listen: &str) -> Command {
         let mut command = Command::new(binary());
         command.args(["demo", "--listen-addr", listen, "--admin-listen-addr", "127.0.0.1:0", "--data-dir"]);
-        command.arg(dir).current_dir(dir).stdin(Stdio::null());
-        for key in ["OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"] {
-            command.env_remove(key);
-        }
-        // Generated, then.
-        command.env_remove("MANAGEMENT_TOKEN").env_remove("ROOT_KEY");
+        // With an empty environment secrets are generated and providers played.
+        command.arg(dir).current_dir(dir).env_clear().stdin(Stdio::null());
         command
     }
 
-    fn start(dir: &Path) -> Self {
+    fn start(dir: &Path, variables: &[(&str, &str)]) -> Self {
         let log = std::fs::File::create(dir.join("log")).unwrap();
-        let mut child = Self::command(dir, "127.0.0.1:0").stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut command = Self::command(dir, "127.0.0.1:0");
+        let mut child = command.envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut printed = String::new();
         // The process ends its output with this line, or ends.
@@ -40,19 +38,58 @@ impl Demo {
         Self { child, printed }
     }
 
-    /// Runs the printed curl as a shell does.
-    fn paste_curl(&self) -> Output {
-        let start = self.printed.find("  curl ").expect("a curl line is printed");
-        let curl = self.printed[start..].split("\n\n").next().unwrap();
-        Command::new("bash")
-            .args(["-c", &curl.replacen("curl", "curl --silent --show-error --max-time 20", 1)])
-            .output()
-            .unwrap()
+    /// The printed commands that have this in them.
+    fn commands(&self, part: &str) -> Vec<String> {
+        let mut commands: Vec<String> = Vec::new();
+        let mut goes_on = false;
+        for line in self.printed.lines() {
+            if !goes_on && line.starts_with("  ") {
+                commands.push(String::new());
+            }
+            if let Some(command) = commands.last_mut().filter(|command| goes_on || command.is_empty()) {
+                command.push_str(line);
+                command.push('\n');
+            }
+            goes_on = line.ends_with('\\');
+        }
+        commands.retain(|command| command.contains(part));
+        commands
+    }
+
+    /// The only one that has this in it.
+    fn command_with(&self, part: &str) -> String {
+        let commands = self.commands(part);
+        assert_eq!(commands.len(), 1, "{part}: {}", self.printed);
+        commands[0].clone()
+    }
+
+    /// The lines of code that are printed for a language.
+    fn snippet(&self, language: &str) -> String {
+        let (_, after) = self.printed.split_once(&format!("\n{language}, `")).expect("a snippet is printed");
+        after.split("\n\n").nth(1).unwrap().to_owned() + "\n"
     }
 
     fn address(&self) -> &str {
-        let start = self.printed.find("http://").unwrap() + "http://".len();
-        self.printed[start..].split([',', ' ', '\n']).next().unwrap()
+        self.addresses()[0]
+    }
+
+    /// Of the data plane and of the admin plane.
+    fn addresses(&self) -> [&str; 2] {
+        let mut found = self.printed.split("http://").skip(1).map(|rest| rest.split([',', ' ', '\n']).next().unwrap());
+        [found.next().unwrap(), found.next().unwrap().trim_end_matches('.')]
+    }
+
+    fn token(&self) -> &str {
+        let start = self.printed.find("sk-lp-").unwrap();
+        self.printed[start..].lines().next().unwrap()
+    }
+
+    /// State and requests of each token, and the project of the last.
+    fn tokens(&self) -> (Vec<(String, String)>, String) {
+        let table = pasted(&self.command_with(" manage token list "));
+        let rows: Vec<Vec<&str>> = table.lines().skip(1).map(|row| row.split_whitespace().collect()).collect();
+        let states = rows.iter().map(|row| (row[2].to_owned(), row[5].to_owned())).collect();
+        (states, rows.last().unwrap()[1].to_owned())
     }
 
     fn stop(mut self) {
@@ -69,16 +106,46 @@ impl Drop for Demo {
     }
 }
 
+/// What a shell in another directory gets of a command.
+fn pasted(command: &str) -> String {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let command = command.replacen("  curl ", "curl --silent --show-error --max-time 20 --noproxy '*' ", 1);
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &command]).current_dir(elsewhere.path()).env_remove("MANAGEMENT_TOKEN").stdin(Stdio::null());
+    let done = shell.output().unwrap();
+    assert!(done.status.success(), "{command}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap()
+}
+
 #[test]
 fn what_the_demo_prints_works_when_pasted_also_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    for start in ["the first", "another"] {
-        let demo = Demo::start(dir.path());
-        let answer = demo.paste_curl();
-        let text = String::from_utf8_lossy(&answer.stdout);
-        assert!(text.contains("\"object\": \"chat.completion\""), "{start} start: {text}");
+    let mut last_token = None;
+    for (start, expected) in [
+        ("the first", &[("active", "2")][..]),
+        // Its own token was replaced, somebody else's lives on.
+        ("another", &[("revoked", "2"), ("active", "0"), ("active", "2")]),
+    ] {
+        let demo = Demo::start(dir.path(), &[]);
+        let curls = demo.commands("  curl ");
+        let answers: Vec<_> = curls.iter().map(|curl| pasted(curl)).collect();
+        assert_eq!(answers.len(), 2, "{}", demo.printed);
+        assert!(answers[0].contains("\"object\": \"chat.completion\""), "{start} start: {}", answers[0]);
+        assert!(answers[1].contains("\"type\":\"message\""), "{start} start: {}", answers[1]);
         for line in ["from openai import OpenAI", "import Anthropic from \"@anthropic-ai/sdk\";"] {
             assert!(demo.printed.contains(&format!("\n{line}\n")), "not at the start of a line: {line}");
+        }
+
+        let (tokens, project) = demo.tokens();
+        let expected: Vec<_> =
+            expected.iter().map(|(state, requests)| ((*state).to_owned(), (*requests).to_owned())).collect();
+        assert_eq!(tokens, expected, "{start} start");
+        if let Some(last_token) = last_token.replace(demo.token().to_owned()) {
+            let refused = pasted(&curls[0].replace(demo.token(), &last_token));
+            assert!(refused.contains("\"token_revoked\""), "{refused}");
+        } else {
+            let create = format!(" manage token create --project {project} --duration 1h ");
+            pasted(&demo.command_with(" manage token list ").replace(" manage token list ", &create));
         }
 
         let taken = Demo::command(&dir.path().join("."), demo.address()).output().unwrap();
@@ -90,8 +157,59 @@ fn what_the_demo_prints_works_when_pasted_also_after_a_restart() {
             assert!(log.contains(secret), "the log does not say where it is: {log}");
             assert!(!log.contains(value.trim()) && !demo.printed.contains(value.trim()), "{secret} was shown");
         }
+        let tail = demo.command_with("  tail -f ");
+        demo.stop();
+        let events = std::fs::read_to_string(tail.trim().strip_prefix("tail -f ").unwrap()).unwrap();
+        let records = if start == "the first" { 2 } else { 5 };
+        assert_eq!(events.lines().count(), records, "each request left its record: {events}");
+    }
+}
+
+#[test]
+fn with_a_real_key_everything_printed_is_for_that_provider() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let real = runtime.block_on(Mock::start(MockOptions::default())).unwrap();
+    for (provider, variable, answer, sdks) in [
+        (Provider::OpenAi, "OPENAI_API_KEY", "\"chat.completion\"", ["from openai ", "from \"openai\";"]),
+        (Provider::Anthropic, "ANTHROPIC_API_KEY", "\"message\"", ["from anthropic ", "from \"@anthropic-ai/sdk\";"]),
+        (Provider::Gemini, "GEMINI_API_KEY", "\"candidates\"", ["from google ", "from \"@google/genai\";"]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let base_url = format!("base_url: http://{}", real.addr());
+        let yaml = format!("apis:\n  openai: {{{base_url}}}\n  anthropic: {{{base_url}}}\n  gemini: {{{base_url}}}\n");
+        std::fs::write(dir.path().join("llm-proxy.yaml"), yaml).unwrap();
+        let demo = Demo::start(dir.path(), &[(variable, provider.key())]);
+        let told = format!("\nProvider: the real one answers for {}; a built-in mock", provider.name());
+        assert!(demo.printed.contains(&told) && !demo.printed.contains(provider.key()), "{}", demo.printed);
+
+        let before = real.stats().requests;
+        let text = pasted(&demo.command_with("  curl "));
+        assert!(text.contains(answer), "{provider:?}: {text}");
+        assert_eq!(real.stats().requests, before + 1, "{provider:?}: the real provider was not asked");
+
+        let [python, node] = ["Python", "Node"].map(|language| demo.snippet(language));
+        assert!(python.contains(sdks[0]) && node.contains(sdks[1]), "{provider:?}: {python}\n{node}");
+        let (python_file, node_file) = (dir.path().join("demo.py"), dir.path().join("demo.mjs"));
+        std::fs::write(&python_file, &python).unwrap();
+        std::fs::write(&node_file, &node).unwrap();
+        let parse = "import ast, sys; ast.parse(open(sys.argv[1]).read())";
+        let parsed = Command::new("python3").args(["-c", parse]).arg(&python_file).status().unwrap();
+        assert!(parsed.success(), "{provider:?}: {python}");
+        let parsed = Command::new("node").arg("--check").arg(&node_file).status().unwrap();
+        assert!(parsed.success(), "{provider:?}: {node}");
         demo.stop();
     }
-    let events = std::fs::read_to_string(dir.path().join("demo/events.jsonl")).unwrap();
-    assert_eq!(events.lines().count(), 2, "each request left its record: {events}");
+}
+
+#[test]
+fn the_readme_shows_what_the_demo_prints() {
+    let dir = tempfile::tempdir().unwrap();
+    let demo = Demo::start(dir.path(), &[]);
+    let [data, admin] = demo.addresses();
+    let printed = demo.printed.replace(data, "127.0.0.1:8080").replace(admin, "127.0.0.1:8081");
+    let printed = printed.replace(demo.token(), "sk-lp-…");
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let shown = readme.split_once("```text\n").unwrap().1.split_once("\n```").unwrap().0;
+    assert!(printed.trim_start().starts_with(shown), "the README has:\n{shown}\nthe demo printed:\n{printed}");
+    demo.stop();
 }

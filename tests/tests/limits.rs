@@ -181,6 +181,30 @@ async fn editing_a_token_refills_neither_its_rate_nor_its_quota() {
 }
 
 #[tokio::test]
+async fn editing_the_project_refills_neither_rate_nor_quota_of_its_tokens() {
+    let world = World::new().await;
+    let slow = world.token_with(json!({"requests_per_minute": 3})).await;
+    let limited = world.token_with(json!({"max_requests": 20})).await;
+    passes_exactly(&world, &slow, "rate", 3, Refused::RATE).await;
+    for _ in 0..3 {
+        assert_eq!(ask(&world, &limited).await.status, 200);
+    }
+    // Each makes the proxy forget all it knows of tokens, and read them again.
+    let key = json!([{"api": "gemini", "key": Provider::Gemini.key()}]);
+    for change in [
+        json!({"name": "renamed"}),
+        json!({"provider_keys": key}),
+        json!({"is_active": false}),
+        json!({"is_active": true}),
+    ] {
+        let _ = world.admin.patch(&format!("/manage/projects/{}", world.project), &change).await.expect(200);
+    }
+    passes_exactly(&world, &slow, "the project edited", 0, Refused::RATE).await;
+    passes_exactly(&world, &limited, "the project edited", 17, Refused::QUOTA).await;
+    assert_eq!(request_count(&world, &limited).await, 20);
+}
+
+#[tokio::test]
 async fn what_was_used_without_a_limit_counts_once_there_is_one() {
     let world = World::new().await;
     let token = world.token_with(json!({})).await;

@@ -118,19 +118,55 @@ async fn what_goes_wrong_is_one_clear_line_and_an_exit_code() {
         ("unknown project of a token", &["token", "create", "--project", nobody, "--duration", "1h"], ["project"]),
         ("unknown token", &["token", "revoke", nobody], ["token"]),
         ("taken name", &["project", "create", "scenario"], ["name"]),
-        ("too long a life", &["token", "create", "--project", &world.project, "--duration", "400d"], ["525"]),
     ] {
         refused(case, &manage(&world, arguments).await, 1, &words);
     }
+    let create = ["token", "create", "--project", world.project.as_str(), "--duration"];
     for (case, arguments, words) in [
-        ("no such command", &["projct", "list"][..], ["projct"]),
-        ("no such flag", &["token", "list", "--projet", "x"], ["--projet"]),
-        ("a token for its id", &["token", "get", &world.token.secret], ["id"]),
-        ("a missing flag", &["token", "create", "--project", nobody], ["--duration"]),
+        ("no such command", &["projct", "list"][..], ["projct", "project"]),
+        ("no such flag", &["token", "list", "--projet", "x"], ["--projet", "llm-proxy manage token list --help"]),
+        ("a token for its id", &["token", "get", &world.token.secret], ["<ID>", "id"]),
+        (
+            "a missing flag",
+            &["token", "create", "--project", nobody],
+            ["not provided: --duration", "token create --help"],
+        ),
+        ("too long a life", &[&create[..], &["400d"]].concat(), ["--duration: found \"400d\"", "from 1m to 365d"]),
+        ("a life in the past", &[&create[..], &["-1h"]].concat(), ["--duration: found \"-1h\"", "from 1m to 365d"]),
+        ("no unit of time", &[&create[..], &["10x"]].concat(), ["--duration: found \"10x\"", "90m, 12h or 7d"]),
+        (
+            "no number",
+            &["token", "update", "t", "--max-requests", "abc"],
+            ["\"abc\"", "requests from 1 to 9007199254740991"],
+        ),
+        ("below a range", &["token", "update", "t", "--max-requests", "-1"], ["\"-1\"", "or none"]),
+        ("above a range", &["token", "list", "--limit", "201"], ["\"201\"", "rows from 1 to 200"]),
     ] {
         let finished = manage(&world, arguments).await;
         refused(case, &finished, 2, &words);
     }
+}
+
+#[tokio::test]
+async fn ranges_end_where_those_of_the_server_end() {
+    let world = World::new().await;
+    let create = ["token", "create", "--project", world.project.as_str(), "--duration"];
+    let limits = ["365d", "--max-requests", "9007199254740991", "--requests-per-minute", "1000000"];
+    let made = told(&world, &[&create[..], &limits].concat()).await;
+    assert_eq!(made["max_requests"], 9_007_199_254_740_991_u64, "{made}");
+    assert_eq!(made["requests_per_minute"], 1_000_000, "{made}");
+    done(&world, &["token", "list", "--limit", "200"]).await;
+    for (field, beyond) in [
+        ("duration_minutes", 365 * 24 * 60 + 1),
+        ("max_requests", 9_007_199_254_740_992_u64),
+        ("requests_per_minute", 1_000_001),
+    ] {
+        let mut body = json!({"project_id": world.project, "duration_minutes": 60});
+        body[field] = json!(beyond);
+        let refusal = world.admin.post("/manage/tokens", &body).await.expect(400);
+        assert!(refusal["detail"].as_str().unwrap().contains(field), "{refusal}");
+    }
+    let _ = world.admin.get("/manage/tokens?limit=201").await.expect(400);
 }
 
 #[tokio::test]

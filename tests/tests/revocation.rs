@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use common::setup::{Api, Setup, Token, eventually, first_event_end, recorded};
 use common::upstream::Upstream;
 use common::wire::{Ask, Piece, Wire};
+use llm_proxy_load::mock::Ended;
+use llm_proxy_tests::{FullListener, PATIENCE, metric};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 /// The promise, in one process.
@@ -175,6 +178,139 @@ async fn stand_still(flooded: &AtomicU64) {
             return;
         }
     }
+}
+
+/// Where a request is while its client still sends.
+#[derive(Clone, Copy, Debug)]
+enum Upload {
+    /// At a provider that reads slowly, from a client that never pauses.
+    Flowing,
+    /// At a provider that has read it so far, from a client that has paused between two chunks.
+    Paused,
+    /// At a provider that reads nothing.
+    HeldBack,
+    /// In the proxy, for a policy.
+    Held,
+    /// In the proxy, for want of a connection.
+    Connecting,
+}
+
+impl Upload {
+    const ALL: [Self; 5] = [Self::Flowing, Self::Paused, Self::HeldBack, Self::Held, Self::Connecting];
+
+    fn target(self) -> &'static str {
+        match self {
+            Self::Flowing | Self::Paused => "/echo/v1/files",
+            Self::HeldBack => "/deaf/v1/files",
+            Self::Held => "/held/v1/files",
+            Self::Connecting => "/full/v1/files",
+        }
+    }
+
+    /// Sends the beginning, and waits until it is where it should be. The client goes on with what is returned.
+    async fn begin(self, setup: &Setup, ask: Ask, name: &str) -> (Wire, Vec<u8>) {
+        let large = vec![b' '; 64 << 20];
+        let ask = ask.with("x-request-id", name);
+        let mut wire = setup.wire().await;
+        let seen = async || eventually("the provider has the head", || setup.seen(name).is_some()).await;
+        match self {
+            Self::Flowing => {
+                wire.send(ask.fault("slow-read:20").with("content-length", large.len()).head()).await;
+                seen().await;
+                return (wire, large);
+            }
+            Self::Paused => {
+                wire.send([ask.with("transfer-encoding", "chunked").head(), b"3\r\nabc\r\n".to_vec()].concat()).await;
+                seen().await;
+            }
+            Self::HeldBack => {
+                wire.send(ask.with("content-length", 1_000_000_000).head()).await;
+                assert!(wire.send_until_held_back(&large, 512 << 20).await < 512 << 20, "nobody held it back");
+            }
+            Self::Held => {
+                let head = ask.json_type().with("content-length", 1_000_000).head();
+                wire.send([&head[..], &large[..10_000]].concat()).await;
+                let held = async || metric(&setup.product.metrics().await, "llm_proxy_held_bytes", &[]);
+                let is_held = async || (held().await > 9000.0).then_some(());
+                llm_proxy_tests::eventually(PATIENCE, "the body is held", is_held).await;
+            }
+            Self::Connecting => {
+                wire.send([&ask.with("content-length", 1000).head()[..], b"abc"].concat()).await;
+                setup.wait_in_flight(1).await;
+            }
+        }
+        (wire, Vec::new())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_ends_a_request_whose_client_is_still_sending_and_the_client_is_told_at_once() {
+    let (is_cut, ended) = (Arc::new(Notify::new()), Arc::new(AtomicU64::new(0)));
+    let (cut, counted) = (Arc::clone(&is_cut), Arc::clone(&ended));
+    let deaf = Upstream::start(move |mut wire, _| {
+        let (cut, ended) = (Arc::clone(&cut), Arc::clone(&counted));
+        async move {
+            // Looks at nothing but the head until the exchange must be over.
+            if wire.try_head().await.is_some() {
+                cut.notified().await;
+                wire.closed().await;
+                ended.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    })
+    .await;
+    let full = FullListener::start().await;
+    let apis = [Api::at("deaf", deaf.addr, ""), Api::at("full", full.addr(), "timeouts: {connect: 300s}")];
+    let setup = Setup::with(&apis, &[]).await;
+    for way in [Way::Switch, Way::Project] {
+        for upload in Upload::ALL {
+            let name = format!("{way:?}-{upload:?}");
+            let project = setup.project(&name).await;
+            let token = setup.token_of(&project, json!({})).await;
+            let ask = Ask::post(upload.target()).bearer(&token.text);
+            let (mut wire, rest) = upload.begin(&setup, ask, &name).await;
+            let waiting = tokio::spawn(async move {
+                wire.send_until_answered(&rest).await;
+                let head = wire.head().await;
+                let told = Instant::now();
+                (wire, head, told)
+            });
+            way.revoke(&setup, &project, &token).await;
+            let revoked = Instant::now();
+            let (mut wire, head, told) = waiting.await.unwrap();
+            let took = told - revoked.min(told);
+            assert!(took <= PROMPTLY, "{name}: {took:?}");
+            let (status, code) = way.told();
+            let (body, whole) = wire.rest().await;
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!((head.status, body["error"]["code"].as_str(), whole), (status, Some(code), true), "{name}");
+            assert!(head.says_close(), "{name}: nobody will read the rest: {head:?}");
+            assert_eq!(wire.closed().await, b"", "{name}");
+
+            let record = setup.only_record(&head.id()).await;
+            let expected = (&json!("revoked"), &json!(code), &json!(status));
+            assert_eq!((&record["outcome"], &record["reason"], &record["status"]), expected, "{name}: {record}");
+            let was_sent = !matches!(upload, Upload::Held | Upload::Connecting);
+            assert_eq!(record["times"]["forwarded_ms"].is_number(), was_sent, "{name}: {record}");
+            match upload {
+                Upload::Flowing | Upload::Paused => {
+                    let is_over = || setup.seen(&name).is_some_and(|request| request.ended.is_some());
+                    eventually("the provider is told", is_over).await;
+                    let request = setup.seen(&name).unwrap();
+                    assert_eq!((request.ended, request.body_done_ms), (Some(Ended::ClientClosed), None), "{name}");
+                }
+                Upload::HeldBack => {
+                    let before = ended.load(Ordering::SeqCst);
+                    is_cut.notify_one();
+                    eventually("the provider's connection ends", || ended.load(Ordering::SeqCst) > before).await;
+                }
+                Upload::Held | Upload::Connecting => assert!(setup.seen(&name).is_none(), "{name}: it was sent on"),
+            }
+            drop(wire);
+            setup.wait_in_flight(0).await;
+        }
+    }
+    assert_eq!(metric(&setup.product.metrics().await, "llm_proxy_held_bytes", &[]), 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::setup::{Setup, eventually, first_event_end, recorded};
-use common::wire::Wire;
+use common::wire::{Answer, Ask, Wire};
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -115,6 +116,63 @@ async fn short_streams_finish_long_ones_are_cut_with_event_and_record_and_newcom
         assert_eq!(found.len(), 1, "{id}");
         assert_eq!((&found[0]["outcome"], &found[0]["reason"]), (&outcome.into(), &reason), "{}", found[0]);
     }
+}
+
+/// Asks on one connection until the answer is another than 200; the last one.
+async fn until_not_well(mut wire: Wire, target: &str) -> Answer {
+    loop {
+        let answer = wire.ask(Ask::get(target).head()).await;
+        if answer.head.status != 200 {
+            assert_eq!(wire.closed().await, b"", "{target}: nothing follows");
+            return answer;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_tells_who_asks_that_the_process_is_stopping_and_that_it_lives() {
+    const PATHS: [&str; 3] = ["/health", "/health/live", "/health/ready"];
+    let mut setup = Setup::new().await;
+    let event = first_event_end(&recorded("openai-chat-stream-usage.sse"));
+    let mut running = setup.wire().await;
+    running.send(setup.chat().fault(&format!("hang-body:{event}")).body(STREAM)).await;
+    let running_id = running.head().await.id();
+
+    let mut wire = setup.wire().await;
+    let mut waiting = JoinSet::new();
+    for path in PATHS {
+        let answer = wire.ask(Ask::get(path).head()).await;
+        assert_eq!((answer.head.status, answer.json()), (200, json!({"status": "ok"})), "{path}");
+        assert_eq!(answer.head.field("x-llm-proxy-request-id"), None, "{path}: it is no exchange");
+        wire.send(Ask::new("HEAD", path).head()).await;
+        assert_eq!(wire.answer_without_body().await.status, 200, "HEAD {path}");
+        let (status, told) = setup.manage("GET", path, Value::Null).await;
+        let expected = if path == "/health/live" { "live" } else { "ready" };
+        assert_eq!((status, told), (200, json!({"status": expected})), "admin {path}");
+        // Nobody waits between two questions, so that one of them is the first after the signal.
+        waiting.spawn(until_not_well(setup.wire().await, path));
+    }
+    setup.sigterm();
+    while let Some(answer) = waiting.join_next().await {
+        let answer = answer.unwrap();
+        assert_eq!((answer.head.status, answer.json()), (503, json!({"status": "stopping"})));
+        assert!(answer.whole, "{:?}", answer.head);
+    }
+
+    // The admin plane goes on answering as long as anything runs.
+    let (status, told) = setup.manage("GET", "/health/live", Value::Null).await;
+    assert_eq!((status, told), (200, json!({"status": "live"})));
+    for path in ["/health", "/health/ready"] {
+        let (status, told) = setup.manage("GET", path, Value::Null).await;
+        assert_eq!((status, &told["code"]), (503, &json!("not_ready")), "{path}: {told}");
+        assert!(told["detail"].as_str().is_some_and(|detail| detail.contains("stopping")), "{path}: {told}");
+    }
+
+    running.reset();
+    assert_eq!(setup.exited().await, Some(0));
+    let records = setup.records();
+    let ids: Vec<&Value> = records.iter().map(|record| &record["id"]).collect();
+    assert_eq!(ids, [&json!(running_id)], "health checks leave no record");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -63,6 +63,7 @@ async fn a_dripped_or_stalled_head_is_answered_408_at_the_deadline_on_the_first_
             let took = began.elapsed();
             assert_eq!(head.status, 408, "{case}");
             assert!(head.says_close(), "{case}: {head:?}");
+            assert_eq!(head.field("x-should-retry"), Some("false"), "{case}");
             assert!(took >= DEADLINE - Duration::from_millis(20) && took < LATEST, "{case}: after {took:?}");
             let (body, whole) = wire.rest().await;
             assert!(whole && serde_json::from_slice::<serde_json::Value>(&body).is_ok(), "{case}");

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::setup::{Api, Setup, first_event_end, recorded};
@@ -369,6 +371,61 @@ async fn a_pooled_connection_that_died_costs_no_request_unless_the_provider_may_
         }
     }
     assert!(failed > 0, "no POST ever met a dying connection");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_without_a_body_is_repeated_on_a_dying_connection_only_where_its_method_may_be() {
+    // Answers once on each connection, and closes it when another request has arrived: that one it may have begun.
+    let arrived: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
+    let counting = Arc::clone(&arrived);
+    let fickle = Upstream::start(move |mut wire, _| {
+        let arrived = Arc::clone(&counting);
+        async move {
+            for is_second in [false, true] {
+                let Some((head, _)) = wire.request().await else { return };
+                *arrived.lock().unwrap().entry(head.field("x-request-id").unwrap().to_owned()).or_default() += 1;
+                if !is_second {
+                    wire.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
+                }
+            }
+        }
+    })
+    .await;
+    let setup = Setup::with(&[Api::at("fickle", fickle.addr, "")], &[]).await;
+    for (method, length, may_repeat) in [
+        ("GET", None, true),
+        ("DELETE", None, true),
+        ("PUT", Some(0), true),
+        ("POST", None, false),
+        ("POST", Some(0), false),
+        ("PATCH", None, false),
+    ] {
+        let mut met = 0;
+        for round in 0..20 {
+            let name = format!("{method}-{length:?}-{round}");
+            let ask = setup.ask(method, "/fickle/v1/files").with("x-request-id", &name);
+            let ask = if let Some(length) = length { ask.with("content-length", length) } else { ask };
+            let answer = setup.wire().await.ask(ask.head()).await;
+            let record = setup.only_record(&answer.head.id()).await;
+            let times = arrived.lock().unwrap()[&name];
+            let attempt = record["attempt"].as_u64();
+            match (answer.head.status, may_repeat) {
+                (200, _) if times == 1 => assert_eq!(attempt, Some(1), "{name}: {record}"),
+                (200, true) => {
+                    met += 1;
+                    assert_eq!((times, attempt), (2, Some(2)), "{name}: {record}");
+                }
+                (502, false) => {
+                    met += 1;
+                    assert_eq!((times, attempt), (1, Some(1)), "{name}: a {method} was repeated: {record}");
+                    assert_eq!(answer.code(), "upstream_unreachable", "{name}");
+                    assert_eq!(record["outcome"], "upstream_unreachable", "{name}: {record}");
+                }
+                (status, _) => panic!("{name}: {status}, {times} times at the provider: {record}"),
+            }
+        }
+        assert!(met > 0, "no {method} ever met a dying connection");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

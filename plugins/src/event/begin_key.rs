@@ -1,8 +1,8 @@
 //! What counting requests needs of a [`super::Begin`], without decoding the rest of it.
 //!
-//! The counter comes by every exchange and wants two of ten fields. Decoding the message would allocate and check
-//! eight strings for each, only to drop them. The wire format needs little: a field is a key, which holds its number
-//! and how long its value is, and the value (Protocol Buffers, "Encoding").
+//! The counter comes by every exchange and wants two of eleven fields. Decoding the message would allocate and check
+//! nine strings for each, only to drop them. The wire format needs little: a field is a key, which holds its number and
+//! how long its value is, and the value (Protocol Buffers, "Encoding").
 
 /// Whose request a begin is, and when it came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,14 +99,10 @@ mod tests {
             token_id,
             ..Begin::default()
         });
-        let rest = (".{0,20}", ".{0,60}", any::<Option<String>>(), any::<i64>(), any::<u32>());
-        (ids, rest).prop_map(|(ids, (api, endpoint, model_requested, received_us, attempt))| Begin {
-            api,
-            endpoint,
-            model_requested,
-            received_us,
-            attempt,
-            ..ids
+        let texts = (".{0,20}", ".{0,60}", any::<Option<String>>(), any::<Option<String>>());
+        (ids, texts, any::<i64>(), any::<u32>()).prop_map(|(ids, texts, received_us, attempt)| {
+            let (api, endpoint, model_requested, client_address) = texts;
+            Begin { api, endpoint, model_requested, received_us, attempt, client_address, ..ids }
         })
     }
 

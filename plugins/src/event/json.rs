@@ -50,6 +50,7 @@ pub fn append_json_line(exchange: &Exchange, json: &mut Vec<u8>) {
     line.number(r#","request_bytes":"#, exchange.request_bytes);
     line.number(r#","response_bytes":"#, exchange.response_bytes);
     line.list(r#","finish_reasons":"#, &exchange.finish_reasons);
+    line.text(r#","client_address":"#, exchange.client_address.as_deref());
     line.text(r#","client_request_id":"#, exchange.client_request_id.as_deref());
     line.text(r#","provider_request_id":"#, exchange.provider_request_id.as_deref());
     line.number(r#","attempt":"#, exchange.attempt.map(u64::from));
@@ -131,7 +132,8 @@ mod tests {
             r#""times":{"received":null,"forwarded_ms":null,"first_byte_ms":null,"first_chunk_ms":null,"#,
             r#""last_byte_ms":null},"#,
             r#""chunks":null,"request_bytes":null,"response_bytes":null,"finish_reasons":null,"#,
-            r#""client_request_id":null,"provider_request_id":null,"attempt":null,"count":1,"tags":{},"content":null}"#,
+            r#""client_address":null,"client_request_id":null,"provider_request_id":null,"attempt":null,"count":1,"#,
+            r#""tags":{},"content":null}"#,
         );
         assert_eq!(text(&exchange), expected);
     }
@@ -182,6 +184,7 @@ mod tests {
             request_bytes: Some(8),
             response_bytes: Some(9),
             finish_reasons: vec!["stop".to_owned(), "length".to_owned()],
+            client_address: some("192.0.2.7"),
             client_request_id: some("theirs"),
             provider_request_id: some("req_1"),
             attempt: Some(1),
@@ -201,8 +204,8 @@ mod tests {
             r#""times":{"received":"2026-11-21T00:00:00.000042Z","forwarded_ms":0.001,"first_byte_ms":12.345,"#,
             r#""first_chunk_ms":12.0,"last_byte_ms":3600000.001},"#,
             r#""chunks":7,"request_bytes":8,"response_bytes":9,"finish_reasons":["stop","length"],"#,
-            r#""client_request_id":"theirs","provider_request_id":"req_1","attempt":1,"count":12,"#,
-            r#""tags":{"team":"blue"},"content":null}"#,
+            r#""client_address":"192.0.2.7","client_request_id":"theirs","provider_request_id":"req_1","#,
+            r#""attempt":1,"count":12,"tags":{"team":"blue"},"content":null}"#,
         );
         assert_eq!(text(&exchange), expected);
     }

@@ -179,7 +179,7 @@ impl Refusal {
         match self {
             Self::InvalidRequest(what) => format!("llm-proxy cannot take this request: {what}.").into(),
             Self::HeadTimeout => "The request head did not arrive in time. Send the whole head at once.".into(),
-            Self::HeadTooLarge => "The request head is too large. At most 32 KiB and 100 fields are taken.".into(),
+            Self::HeadTooLarge => "The request head is larger than the 32 KiB that are taken.".into(),
             Self::InvalidApiKey => {
                 "No valid llm-proxy token. Send one made by `llm-proxy manage token create` where your SDK puts its API key.".into()
             }
@@ -233,10 +233,11 @@ impl Refusal {
         }
     }
 
-    /// Whether SDKs must not repeat by themselves: every 4xx but a rate limit stays as it is.
+    /// Whether SDKs must not repeat by themselves: every 4xx but a rate limit stays as it is. A 408 too,
+    /// which they repeat where nothing is said.
     pub const fn should_not_retry(&self) -> bool {
         let status = self.status();
-        status >= 400 && status < 500 && !matches!(self, Self::RateLimited { .. } | Self::HeadTimeout)
+        status >= 400 && status < 500 && !matches!(self, Self::RateLimited { .. })
     }
 
     /// The JSON body in the dialect.
@@ -292,37 +293,89 @@ impl Refusal {
 mod tests {
     use super::*;
 
+    /// One of each kind. A new kind does not compile until it has its place in the row.
     fn every() -> Vec<Refusal> {
-        vec![
-            Refusal::InvalidRequest("why".into()),
-            Refusal::WebSocketVersion,
-            Refusal::HeadTimeout,
-            Refusal::HeadTooLarge,
-            Refusal::InvalidApiKey,
-            Refusal::TokenExpired,
-            Refusal::TokenRevoked,
-            Refusal::ProjectInactive,
-            Refusal::ModelNotAllowed(Some("m".into())),
-            Refusal::ModelNotAllowed(None),
-            Refusal::ParamNotAllowed("n".into()),
-            Refusal::OriginNotAllowed,
-            Refusal::EndpointNotAllowed,
-            Refusal::HeaderRequired("origin".into()),
-            Refusal::ProviderKeyMissing("openai".into()),
-            Refusal::UnknownRoute,
-            Refusal::MethodNotAllowed("POST".into()),
-            Refusal::TooLarge(5),
-            Refusal::UnsupportedBody("why"),
-            Refusal::RateLimited { limit: 5, retry_after_ms: 1500 },
-            Refusal::QuotaUsedUp(3),
-            Refusal::UpstreamUnreachable,
-            Refusal::UpstreamInvalid,
-            Refusal::UpstreamTimeout("first_byte"),
-            Refusal::UpstreamCut,
-            Refusal::StoreUnavailable,
-            Refusal::Overloaded,
-            Refusal::Internal,
-        ]
+        let next = |refusal: &Refusal| {
+            Some(match refusal {
+                Refusal::InvalidRequest(_) => Refusal::WebSocketVersion,
+                Refusal::WebSocketVersion => Refusal::HeadTimeout,
+                Refusal::HeadTimeout => Refusal::HeadTooLarge,
+                Refusal::HeadTooLarge => Refusal::InvalidApiKey,
+                Refusal::InvalidApiKey => Refusal::TokenExpired,
+                Refusal::TokenExpired => Refusal::TokenRevoked,
+                Refusal::TokenRevoked => Refusal::ProjectInactive,
+                Refusal::ProjectInactive => Refusal::ModelNotAllowed(Some("m".into())),
+                Refusal::ModelNotAllowed(Some(_)) => Refusal::ModelNotAllowed(None),
+                Refusal::ModelNotAllowed(None) => Refusal::ParamNotAllowed("n".into()),
+                Refusal::ParamNotAllowed(_) => Refusal::OriginNotAllowed,
+                Refusal::OriginNotAllowed => Refusal::EndpointNotAllowed,
+                Refusal::EndpointNotAllowed => Refusal::HeaderRequired("origin".into()),
+                Refusal::HeaderRequired(_) => Refusal::ProviderKeyMissing("openai".into()),
+                Refusal::ProviderKeyMissing(_) => Refusal::UnknownRoute,
+                Refusal::UnknownRoute => Refusal::MethodNotAllowed("POST".into()),
+                Refusal::MethodNotAllowed(_) => Refusal::TooLarge(5),
+                Refusal::TooLarge(_) => Refusal::UnsupportedBody("why"),
+                Refusal::UnsupportedBody(_) => Refusal::RateLimited { limit: 5, retry_after_ms: 1500 },
+                Refusal::RateLimited { .. } => Refusal::QuotaUsedUp(3),
+                Refusal::QuotaUsedUp(_) => Refusal::UpstreamUnreachable,
+                Refusal::UpstreamUnreachable => Refusal::UpstreamInvalid,
+                Refusal::UpstreamInvalid => Refusal::UpstreamTimeout("first_byte"),
+                Refusal::UpstreamTimeout(_) => Refusal::UpstreamCut,
+                Refusal::UpstreamCut => Refusal::StoreUnavailable,
+                Refusal::StoreUnavailable => Refusal::Overloaded,
+                Refusal::Overloaded => Refusal::Internal,
+                Refusal::Internal => return None,
+            })
+        };
+        std::iter::successors(Some(Refusal::InvalidRequest("why".into())), next).collect()
+    }
+
+    /// The rows of a table of `docs/errors.md`, cell by cell, by the heading above it.
+    fn documented(heading: &str) -> Vec<Vec<String>> {
+        let page = include_str!("../../../docs/errors.md");
+        let section = page.split_once(&format!("\n## {heading}\n")).unwrap().1.split("\n## ").next().unwrap();
+        let cells = |line: &str| -> Vec<String> {
+            line.split('|').map(|cell| cell.replace('`', "").trim().to_owned()).collect()
+        };
+        section.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |").map(cells)).skip(1).collect()
+    }
+
+    #[test]
+    fn the_page_lists_every_answer_and_nothing_else() {
+        let mut unused = documented("Answers");
+        assert!(unused.iter().all(|row| row.len() == 5 && row.iter().all(|cell| !cell.is_empty())), "{unused:?}");
+        let rows = unused.clone();
+        for refusal in every() {
+            let (status, code) = (refusal.status().to_string(), refusal.code());
+            let found: Vec<_> = rows.iter().filter(|row| row[0] == status && row[1] == code).collect();
+            let [row] = found[..] else { panic!("{status} {code} stands there {} times", found.len()) };
+            let again = match (refusal.should_not_retry(), refusal.retry_after_seconds()) {
+                (true, _) => "no",
+                (false, Some(_)) => "after retry-after",
+                (false, None) => "yes",
+            };
+            assert_eq!(row[4], again, "{status} {code}");
+            unused.retain(|other| other != row);
+        }
+        assert!(unused.is_empty(), "no answer is like this: {unused:?}");
+    }
+
+    #[test]
+    fn the_page_has_the_names_of_each_dialect() {
+        let rows = documented("In each dialect");
+        for refusal in every() {
+            let (status, code) = (refusal.status().to_string(), refusal.code());
+            let is_its = |row: &&Vec<String>| row[0] == status && (row[1] == code || row[1] == "any");
+            let found: Vec<_> = rows.iter().filter(is_its).collect();
+            let [row] = found[..] else { panic!("{status} {code} stands there {} times", found.len()) };
+            assert_eq!(
+                row[2..],
+                [refusal.openai_type(), refusal.anthropic_type(), refusal.google_status()],
+                "{status} {code}"
+            );
+        }
+        let statuses: Vec<_> = every().iter().map(|refusal| refusal.status().to_string()).collect();
+        assert!(rows.iter().all(|row| statuses.contains(&row[0])), "{rows:?}");
     }
 
     #[test]
@@ -344,8 +397,7 @@ mod tests {
     #[test]
     fn only_rate_limits_and_server_errors_invite_a_retry() {
         for refusal in every() {
-            let invited =
-                refusal.status() >= 500 || matches!(refusal.status(), 408) || refusal.code() == "rate_limit_exceeded";
+            let invited = refusal.status() >= 500 || refusal.code() == "rate_limit_exceeded";
             assert_eq!(refusal.should_not_retry(), !invited, "{refusal:?}");
         }
         assert_eq!(Refusal::RateLimited { limit: 1, retry_after_ms: 1 }.retry_after_seconds(), Some(1));

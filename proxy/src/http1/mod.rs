@@ -42,8 +42,14 @@ pub enum Fault {
     #[error("the connection ended in the middle of a message")]
     Cut,
     /// The bytes are no message that can be read in one way only.
-    #[error("the message is not proper HTTP/1.1: {0}")]
+    #[error("the message is not proper HTTP: {0}")]
     Invalid(&'static str),
+    /// The other side ended the stream of HTTP/2 early.
+    #[error("the stream was ended: {0}")]
+    Reset(h2::Error),
+    /// The provider says that it has not begun to look at the request (RFC 9113 §6.8, §8.7).
+    #[error("the stream was refused: {0}")]
+    Unprocessed(h2::Error),
     /// The connection failed.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),

@@ -29,8 +29,10 @@ const GATHERED: usize = 16 * 1024;
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How long the rest of an answer may take to leave once all of it is queued, at most 64 KiB.
 const LAST_BYTES: Duration = Duration::from_secs(120);
-/// The most of a request's rest that is read away after the answer, in bytes, before the stream is reset instead.
-const MOST_DRAINED: usize = 64 * 1024;
+/// The most of a request's rest that is read away after the answer, in bytes, before the stream is reset instead. More than
+/// over HTTP/1.1, whose connections end in order: curl before version 8 takes a reset while it sends for a failure, and
+/// never looks at the answer that it has.
+const MOST_DRAINED: usize = 4 * 1024 * 1024;
 /// How long that may take.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 

@@ -15,10 +15,14 @@
 //! | a connection without a stream | `IDLE` |
 //!
 //! A stream is not bounded in time by this module: the clocks of its exchange are.
+//!
+//! Towards providers a connection is a [`Line`], and one exchange on it a [`Provider`].
 
 mod client;
 mod guard;
 mod head;
+mod line;
+mod provider;
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -37,7 +41,9 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 pub use self::client::{Client, Piece};
 use self::guard::{Guarded, Seen};
-use crate::downstream::Downstream;
+pub use self::line::{Event, Line, STREAMS_OF_A_LINE};
+pub use self::provider::Provider;
+use crate::downstream::{Caller, Downstream};
 use crate::plane::Plane;
 use crate::plane::clocks::after;
 
@@ -73,7 +79,13 @@ const LINGER: Duration = Duration::from_millis(500);
 
 /// Carries the streams of a connection until it ends. `early` is what was read of it already, from the client's preface
 /// on; `head_timeout` bounds the preface, and each header block.
-pub async fn serve(plane: &Arc<Plane>, stream: Downstream, early: Bytes, head_timeout: Duration) {
+pub async fn serve(
+    plane: &Arc<Plane>,
+    stream: Downstream,
+    caller: Option<Caller>,
+    early: Bytes,
+    head_timeout: Duration,
+) {
     let (guarded, seen) = Guarded::new(stream, early);
     let Ok(Ok(connection)) = timeout(head_timeout, limits().handshake::<_, Piece>(guarded)).await else { return };
     let now = Instant::now();
@@ -103,7 +115,7 @@ pub async fn serve(plane: &Arc<Plane>, stream: Downstream, early: Bytes, head_ti
                 Ok((request, mut respond)) => {
                     if streams.len() < MOST_RUNNING {
                         talk.idle_since = None;
-                        streams.spawn(exchange(Arc::clone(plane), request, respond));
+                        streams.spawn(exchange(Arc::clone(plane), request, respond, caller.clone()));
                     } else {
                         // Nothing was done for it: it may be sent again.
                         respond.send_reset(Reason::REFUSED_STREAM);
@@ -143,16 +155,21 @@ fn limits() -> Builder {
 }
 
 /// One stream, from its head to its end.
-async fn exchange(plane: Arc<Plane>, request: Request<RecvStream>, respond: SendResponse<Piece>) {
+async fn exchange(
+    plane: Arc<Plane>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Piece>,
+    caller: Option<Caller>,
+) {
     let (head, body) = request.into_parts();
     let judged = head::call(&head, !body.is_end_stream());
     let to_head = head.method == Method::HEAD;
     drop(head);
     match judged {
-        Ok(call) => plane.serve_stream(Client::new(body, respond, &call), &call).await,
+        Ok(call) => plane.serve_stream(Client::new(body, respond, &call), &call, caller.as_ref()).await,
         Err(wrong) => {
             let refusal = Refusal::InvalidRequest(wrong);
-            plane.refuse_stream(Client::refused(body, respond, to_head), &refusal).await;
+            plane.refuse_stream(Client::refused(body, respond, to_head), &refusal, caller.as_ref()).await;
         }
     }
 }

@@ -20,40 +20,55 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use self::client::Server;
 use self::request::Request;
+use crate::cli::GLOBAL;
 
 pub use self::credential::Defaults;
 
 const EXAMPLES: &str = "\
+The credential is the management token: MANAGEMENT_TOKEN, else the file management_token in the data directory, where \
+the first start of the server wrote it. It is never taken from the command line, where process lists would show it.
+
 Examples:
   # A project whose OpenAI key is taken from the environment
   llm-proxy manage project create shop --api-key-env OPENAI_API_KEY
 
-  # A token for a week, 1,000 requests at most, only the small models; it is shown once
-  llm-proxy manage token create --project 0193… --duration 7d --max-requests 1000 --model 'gpt-4o-mini*'
+  # A token for a week, with limits; it is shown once
+  llm-proxy manage token create --project PROJECT_ID --duration 7d \\
+    --max-requests 1000 --model 'gpt-6-luna*'
 
   # Who has used what
-  llm-proxy manage token list --project 0193…
+  llm-proxy manage token list --project PROJECT_ID
 
   # Stop a leaked token now: running streams are cut too
-  llm-proxy manage token revoke 0193…
+  llm-proxy manage token revoke TOKEN_ID
 
-The credential is the management token: from MANAGEMENT_TOKEN, else from DATA_DIR/management_token, where the first
-start of the server wrote it. It is never taken from the command line, where process lists would show it.";
+  # The demo's
+  llm-proxy manage project list --data-dir data/demo";
+
+const PROJECT_EXAMPLES: &str = "\
+Examples:
+  llm-proxy manage project create shop --api-key-env OPENAI_API_KEY
+  llm-proxy manage project list";
+
+const TOKEN_EXAMPLES: &str = "\
+Examples:
+  llm-proxy manage token create --project PROJECT_ID --duration 7d
+  llm-proxy manage token revoke TOKEN_ID";
 
 /// `llm-proxy manage …`
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ManageCommand {
-    /// The admin listener [default: http:// and ADMIN_LISTEN_ADDR, else http://127.0.0.1:8081]
-    #[arg(long, global = true, value_name = "URL")]
+    /// The server's management API [default: http://127.0.0.1:8081, or where ADMIN_LISTEN_ADDR says]
+    #[arg(long, global = true, value_name = "URL", help_heading = GLOBAL)]
     admin_url: Option<String>,
 
-    /// Where the server keeps `management_token` [default: DATA_DIR, else ./data]
-    #[arg(long, global = true, value_name = "DIR")]
+    /// Where the server keeps its file management_token [env: DATA_DIR] [default: ./data]
+    #[arg(long, global = true, value_name = "DIR", help_heading = GLOBAL)]
     data_dir: Option<PathBuf>,
 
     /// Tables for people or the server's JSON for scripts
-    #[arg(long, global = true, value_enum, value_name = "FORM", default_value_t = Output::Table)]
+    #[arg(long, global = true, value_enum, value_name = "FORM", default_value_t = Output::Table, help_heading = GLOBAL)]
     output: Output,
 
     #[command(subcommand)]
@@ -69,10 +84,10 @@ enum Output {
 #[derive(Subcommand)]
 enum Resource {
     /// Projects: each holds the provider keys behind its tokens
-    #[command(subcommand)]
+    #[command(subcommand, after_help = PROJECT_EXAMPLES)]
     Project(project::ProjectCommand),
     /// Tokens: what apps use instead of a provider key
-    #[command(subcommand)]
+    #[command(subcommand, after_help = TOKEN_EXAMPLES)]
     Token(token::TokenCommand),
 }
 
@@ -180,22 +195,25 @@ mod tests {
     #[test]
     fn what_cannot_be_meant_is_refused_with_a_reason() {
         for (line, reason) in [
-            ("manage token get sk-lp-000000000000000000000000000000000", "the id of the token"),
+            ("manage token get sk-lp-000000000000000000000000000000000", "expected the token's id"),
             ("manage token get a/b", "letters, digits"),
             ("manage token create --project p --duration 7w", "90m, 12h or 7d"),
             ("manage token create --project p --duration 0", "90m, 12h or 7d"),
             ("manage token update t", "nothing to change"),
             ("manage project update p", "nothing to change"),
-            ("manage token update t --max-requests many", "a whole number or none"),
+            ("manage token update t --max-requests many", "9007199254740991, or none"),
             ("manage project create x --provider-key openai", "API=VARIABLE"),
             (
                 "manage project create x --api-key-env LLM_PROXY_NO_SUCH_VARIABLE",
                 "LLM_PROXY_NO_SUCH_VARIABLE is not set",
             ),
+            ("manage project create x --api-key-env sk-proj-key", "and not the key itself"),
+            ("manage project create x --provider-key openai=sk-proj-key", "and not the key itself"),
             ("manage project create x --api-key k --api-key-stdin", "cannot be used with"),
         ] {
             let error = request(line).err().unwrap_or_default();
             assert!(error.contains(reason), "{line}: {error}");
+            assert!(!error.contains("sk-proj"), "{error}");
         }
     }
 }

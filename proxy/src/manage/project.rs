@@ -4,20 +4,37 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Map, Value};
 
-use super::request::{KeyArgs, PageArgs, Request, id};
+use super::request::{KEYS, KeyArgs, PageArgs, Request, id};
 use super::view::View;
 
 #[derive(Subcommand)]
 pub(super) enum ProjectCommand {
     /// Make a project
+    #[command(after_help = "\
+Example:
+  llm-proxy manage project create shop --api-key-env OPENAI_API_KEY \\
+    --provider-key anthropic=ANTHROPIC_API_KEY")]
     Create(CreateArgs),
     /// Show projects, oldest first
+    #[command(after_help = "\
+Example:
+  llm-proxy manage project list --limit 200")]
     List(PageArgs),
     /// Show one project; keys by their last four characters
+    #[command(after_help = "\
+Example:
+  llm-proxy manage project get PROJECT_ID")]
     Get(IdArgs),
     /// Rename a project, switch it on or off, set or remove provider keys
+    #[command(after_help = "\
+Example:
+  llm-proxy manage project update PROJECT_ID \\
+    --provider-key gemini=GEMINI_API_KEY")]
     Update(UpdateArgs),
     /// Revoke every token of a project, now
+    #[command(after_help = "\
+Example:
+  llm-proxy manage project revoke-tokens PROJECT_ID")]
     RevokeTokens(IdArgs),
 }
 
@@ -30,7 +47,7 @@ pub(super) struct IdArgs {
 
 #[derive(Args)]
 pub(super) struct CreateArgs {
-    /// 1 to 128 characters, unique
+    /// Its name: 1 to 128 characters, unique
     #[arg(value_name = "NAME")]
     name: String,
     /// Refuse the project's tokens until it is activated
@@ -57,7 +74,7 @@ pub(super) struct UpdateArgs {
     #[command(flatten)]
     keys: KeyArgs,
     /// Remove the key of this API; may be repeated
-    #[arg(long = "remove-provider-key", value_name = "API")]
+    #[arg(long = "remove-provider-key", value_name = "API", help_heading = KEYS)]
     removed_keys: Vec<String>,
 }
 

@@ -34,12 +34,28 @@ impl Request {
     }
 }
 
+/// Heads the flags of provider keys.
+pub(super) const KEYS: &str = "Provider keys";
+/// Heads the flags of a token's limits.
+pub(super) const LIMITS: &str = "Limits";
+
+// The server's own limits, told before anything is sent.
+
+/// Largest `max_requests`: what every JSON reader keeps exact.
+const MOST_REQUESTS: u64 = (1 << 53) - 1;
+/// Largest `requests_per_minute`.
+const MOST_PER_MINUTE: u64 = 1_000_000;
+/// Longest life of a token.
+const MOST_MINUTES: u64 = 525_600;
+/// Largest page of a list.
+const MOST_ROWS: u64 = 200;
+
 /// Which part of a list is shown.
 #[derive(Args)]
 pub(super) struct PageArgs {
     /// Most rows to show, 1 to 200
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
-    limit: u32,
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = rows, allow_negative_numbers = true)]
+    limit: u64,
     /// Where to go on: the cursor that the page before ended with
     #[arg(long, value_name = "CURSOR")]
     cursor: Option<String>,
@@ -71,26 +87,58 @@ fn push_escaped(target: &mut String, text: &str) {
     }
 }
 
+// What parsers say of a bad value ends the sentence "found …,".
+
 /// An id of a project or token. It goes into a path, so it is only letters, digits and dashes.
 pub(super) fn id(text: &str) -> Result<String, String> {
     if text.starts_with("sk-lp-") {
-        return Err("this is a token itself; the id of the token is wanted (`manage token list` shows it)".to_owned());
+        return Err(
+            "expected the token's id, and this is the token itself; `llm-proxy manage token list` shows ids".to_owned()
+        );
     }
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
-        return Err("an id has only letters, digits and dashes".to_owned());
+        return Err("expected an id of letters, digits and dashes".to_owned());
     }
     Ok(text.to_owned())
 }
 
-/// A limit to set, or `none` to lift it.
-pub(super) fn limit_or_none(text: &str) -> Result<Value, String> {
+fn whole_number(text: &str, most: u64, unit: &str) -> Result<u64, String> {
+    let number = text.parse::<u64>().ok().filter(|number| (1..=most).contains(number));
+    number.ok_or_else(|| format!("expected a whole number of {unit} from 1 to {most}"))
+}
+
+fn rows(text: &str) -> Result<u64, String> {
+    whole_number(text, MOST_ROWS, "rows")
+}
+
+/// `max_requests`.
+pub(super) fn requests(text: &str) -> Result<u64, String> {
+    whole_number(text, MOST_REQUESTS, "requests")
+}
+
+/// `requests_per_minute`.
+pub(super) fn per_minute(text: &str) -> Result<u64, String> {
+    whole_number(text, MOST_PER_MINUTE, "requests a minute")
+}
+
+/// `max_requests` to set, or `none` to lift it.
+pub(super) fn requests_or_none(text: &str) -> Result<Value, String> {
+    or_none(text, requests)
+}
+
+/// `requests_per_minute` to set, or `none` to lift it.
+pub(super) fn per_minute_or_none(text: &str) -> Result<Value, String> {
+    or_none(text, per_minute)
+}
+
+fn or_none(text: &str, number: fn(&str) -> Result<u64, String>) -> Result<Value, String> {
     if text == "none" {
         return Ok(Value::Null);
     }
-    text.parse::<u64>().map(Value::from).map_err(|_| "a whole number or none is expected".to_owned())
+    number(text).map(Value::from).map_err(|expected| format!("{expected}, or none"))
 }
 
-/// A life span in whole minutes: `90`, `90m`, `12h`, `7d`.
+/// A life span in whole minutes: `90`, `90m`, `12h`, `7d`. It begins now, so none ends in the past.
 pub(super) fn minutes(text: &str) -> Result<u64, String> {
     let (digits, minutes_each) = match text.as_bytes().last() {
         Some(b'm') => (text.strip_suffix('m'), 1),
@@ -98,10 +146,15 @@ pub(super) fn minutes(text: &str) -> Result<u64, String> {
         Some(b'd') => (text.strip_suffix('d'), 60 * 24),
         _ => (Some(text), 1),
     };
-    let count = digits.and_then(|digits| digits.parse::<u64>().ok()).filter(|count| *count > 0);
-    count
+    digits
+        .and_then(|digits| digits.parse::<u64>().ok())
         .and_then(|count| count.checked_mul(minutes_each))
-        .ok_or_else(|| "a time such as 90m, 12h or 7d is expected (a bare number is minutes)".to_owned())
+        .filter(|minutes| (1..=MOST_MINUTES).contains(minutes))
+        .ok_or_else(|| {
+            "expected a time from 1m to 365d in whole minutes, hours or days, such as 90m, 12h or 7d (a bare number is \
+             minutes)"
+                .to_owned()
+        })
 }
 
 /// An API and the environment variable that holds its key.
@@ -116,7 +169,7 @@ pub(super) fn key_source(text: &str) -> Result<KeySource, String> {
         Some((api, variable)) if !api.is_empty() && !variable.is_empty() => {
             Ok(KeySource { api: api.to_owned(), variable: variable.to_owned() })
         }
-        _ => Err("API=VARIABLE is expected: an API and the environment variable with its key".to_owned()),
+        _ => Err("expected API=VARIABLE, an API and the environment variable with its key".to_owned()),
     }
 }
 
@@ -124,16 +177,16 @@ pub(super) fn key_source(text: &str) -> Result<KeySource, String> {
 #[derive(Args)]
 pub(super) struct KeyArgs {
     /// The environment variable that holds the default API's key
-    #[arg(long, value_name = "VARIABLE", conflicts_with_all = ["api_key_stdin", "api_key"])]
+    #[arg(long, value_name = "VARIABLE", help_heading = KEYS, conflicts_with_all = ["api_key_stdin", "api_key"])]
     api_key_env: Option<String>,
     /// Read the default API's key from standard input
-    #[arg(long, conflicts_with = "api_key")]
+    #[arg(long, help_heading = KEYS, conflicts_with = "api_key")]
     api_key_stdin: bool,
     /// The default API's key itself. Process lists and the shell's history show it: prefer the two above
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", help_heading = KEYS)]
     api_key: Option<String>,
     /// The key of a named API, from an environment variable; may be repeated
-    #[arg(long = "provider-key", value_name = "API=VARIABLE", value_parser = key_source)]
+    #[arg(long = "provider-key", value_name = "API=VARIABLE", help_heading = KEYS, value_parser = key_source)]
     provider_keys: Vec<KeySource>,
 }
 
@@ -161,6 +214,10 @@ impl KeyArgs {
 }
 
 fn from_environment(variable: &str) -> anyhow::Result<String> {
+    // A key in the place of its variable's name would end up in the message.
+    if !variable.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+        bail!("the name of an environment variable is expected, of letters, digits and `_`, and not the key itself");
+    }
     match std::env::var(variable) {
         Ok(key) if key.trim().is_empty() => bail!("the environment variable {variable} is empty"),
         Ok(key) => Ok(key),
@@ -185,9 +242,30 @@ mod tests {
             ("1.5h", None),
             ("-1", None),
             ("18446744073709551615d", None),
+            ("365d", Some(525_600)),
+            ("525601", None),
+            ("366d", None),
+            ("-7d", None),
             ("", None),
         ] {
             assert_eq!(minutes(text).ok(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_limit_is_within_the_server_s_range_or_none() {
+        for (text, expected) in [
+            ("1", Some(Value::from(1))),
+            ("9007199254740991", Some(Value::from(9_007_199_254_740_991_u64))),
+            ("none", Some(Value::Null)),
+            ("0", None),
+            ("-1", None),
+            ("9007199254740992", None),
+            ("None", None),
+            ("", None),
+        ] {
+            assert_eq!(requests_or_none(text).ok(), expected, "{text}");
+        }
+        assert_eq!((per_minute("1000000"), per_minute("1000001").is_err()), (Ok(1_000_000), true));
     }
 }

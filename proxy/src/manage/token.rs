@@ -4,20 +4,38 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Map, Value};
 
-use super::request::{PageArgs, Request, id, limit_or_none, minutes};
+use super::request::{
+    LIMITS, PageArgs, Request, id, minutes, per_minute, per_minute_or_none, requests, requests_or_none,
+};
 use super::view::View;
 
 #[derive(Subcommand)]
 pub(super) enum TokenCommand {
     /// Make a token; it is shown once, now
+    #[command(after_help = "\
+Example:
+  llm-proxy manage token create --project PROJECT_ID --duration 7d \\
+    --max-requests 1000 --requests-per-minute 60 --model 'gpt-6-luna*'")]
     Create(CreateArgs),
     /// Show tokens, oldest first
+    #[command(after_help = "\
+Example:
+  llm-proxy manage token list --project PROJECT_ID --limit 200")]
     List(ListArgs),
     /// Show one token's limits and use (never the token itself)
+    #[command(after_help = "\
+Example:
+  llm-proxy manage token get TOKEN_ID --output json")]
     Get(IdArgs),
     /// Change a token's limits, or switch it off and on
+    #[command(after_help = "\
+Example:
+  llm-proxy manage token update TOKEN_ID --max-requests none --any-model")]
     Update(UpdateArgs),
     /// Revoke a token now; its running streams are cut
+    #[command(after_help = "\
+Example:
+  llm-proxy manage token revoke TOKEN_ID")]
     Revoke(IdArgs),
 }
 
@@ -42,17 +60,17 @@ pub(super) struct CreateArgs {
     /// The project whose provider keys the token uses
     #[arg(long, value_name = "PROJECT_ID", value_parser = id)]
     project: String,
-    /// How long it lives: 90m, 12h, 7d; a bare number is minutes; a year at most
-    #[arg(long, value_name = "TIME", value_parser = minutes)]
+    /// How long it lives, from 1m to 365d: 90m, 12h, 7d; a bare number is minutes
+    #[arg(long, value_name = "TIME", value_parser = minutes, allow_hyphen_values = true)]
     duration: u64,
-    /// Most requests in its whole life; never exceeded
-    #[arg(long, value_name = "N")]
+    /// Most requests in its whole life; never exceeded [default: no limit]
+    #[arg(long, value_name = "N", help_heading = LIMITS, value_parser = requests, allow_negative_numbers = true)]
     max_requests: Option<u64>,
-    /// Most requests in a minute
-    #[arg(long, value_name = "N")]
+    /// Most requests in a minute, 1 to 1000000; all may come at once [default: no limit]
+    #[arg(long, value_name = "N", help_heading = LIMITS, value_parser = per_minute, allow_negative_numbers = true)]
     requests_per_minute: Option<u64>,
     /// A model that it may use, `*` for any run of characters; may be repeated [default: every model]
-    #[arg(long = "model", value_name = "NAME")]
+    #[arg(long = "model", value_name = "NAME", help_heading = LIMITS)]
     models: Vec<String>,
 }
 
@@ -61,17 +79,29 @@ pub(super) struct UpdateArgs {
     /// The token's id, not the token itself
     #[arg(value_name = "ID", value_parser = id)]
     id: String,
-    /// Most requests in its whole life, or none
-    #[arg(long, value_name = "N|none", value_parser = limit_or_none)]
+    /// Most requests in its whole life, those before included; none lifts the limit
+    #[arg(
+        long,
+        value_name = "N|none",
+        help_heading = LIMITS,
+        value_parser = requests_or_none,
+        allow_negative_numbers = true
+    )]
     max_requests: Option<Value>,
-    /// Most requests in a minute, or none
-    #[arg(long, value_name = "N|none", value_parser = limit_or_none)]
+    /// Most requests in a minute, 1 to 1000000; none lifts the limit
+    #[arg(
+        long,
+        value_name = "N|none",
+        help_heading = LIMITS,
+        value_parser = per_minute_or_none,
+        allow_negative_numbers = true
+    )]
     requests_per_minute: Option<Value>,
     /// The models that it may use from now on, instead of those before; may be repeated
-    #[arg(long = "model", value_name = "NAME", conflicts_with = "any_model")]
+    #[arg(long = "model", value_name = "NAME", help_heading = LIMITS, conflicts_with = "any_model")]
     models: Vec<String>,
     /// Let it use every model
-    #[arg(long)]
+    #[arg(long, help_heading = LIMITS)]
     any_model: bool,
     /// Let it be used (again)
     #[arg(long, conflicts_with = "deactivate")]

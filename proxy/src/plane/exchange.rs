@@ -37,6 +37,7 @@ use super::upstream::Upstream;
 use super::websocket::{self, Rules};
 use super::{Gateway, cors, reply};
 use crate::client::Client;
+use crate::downstream::Caller;
 
 /// What stands fixed for one exchange once it is known where it goes.
 #[derive(Clone, Copy)]
@@ -86,9 +87,10 @@ pub async fn run(
     gateway: &Gateway,
     client: &mut Client,
     call: &Call,
+    caller: Option<&Caller>,
     remembered: &mut Remembered,
 ) -> Result<(), Broken> {
-    let mut exchange = Exchange::begin(gateway, call);
+    let mut exchange = Exchange::begin(gateway, call, caller);
     let carried = AssertUnwindSafe(carry(gateway, client, call, remembered, &mut exchange)).catch_unwind().await;
     match carried {
         Ok(Ok(()) | Err(Stop::Answered)) => Ok(()),

@@ -1,11 +1,13 @@
 //! The heads we send, built from nothing: to the provider and back to the client.
 //!
 //! A received head is never edited. What is forwarded is chosen field by field, and framing is always ours, so that
-//! nothing the other side wrote can change where a message ends.
+//! nothing the other side wrote can change where a message ends. The choice is one for both versions of HTTP.
 
 use std::borrow::Cow;
 
-use http::HeaderValue;
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Scheme, Uri};
+use http::{Method, Request, Version as HttpVersion};
 use llm_proxy_core::dialect::Dialect;
 use llm_proxy_core::http1::answer_head::{AnswerHead, AnswerName, BodyFraming};
 use llm_proxy_core::http1::call::{Call, Framing, Name, Version};
@@ -33,10 +35,24 @@ pub struct Destination<'a> {
     pub switch: Option<(&'a str, &'a Offer)>,
 }
 
+impl Destination<'_> {
+    /// Whether anything follows the head.
+    pub fn has_body(&self) -> bool {
+        !matches!(self.framing, Framing::None | Framing::Length(0))
+    }
+
+    /// What `content-length` is to say. A method that usually has content says so when there is none (RFC 9110 §8.6).
+    fn length(&self, call: &Call) -> Option<u64> {
+        match self.framing {
+            Framing::None => matches!(call.method(), "POST" | "PUT" | "PATCH").then_some(0),
+            Framing::Length(length) => Some(length),
+            Framing::Chunked => None,
+        }
+    }
+}
+
 /// Builds the request head for the provider, as it goes over the wire.
 pub fn request_head(call: &Call, to: &Destination<'_>) -> Vec<u8> {
-    // What the connection names is for this connection only.
-    let nominated: Vec<&[u8]> = call.connection_options().collect();
     let mut head = Vec::with_capacity(2048);
     head.extend_from_slice(call.method().as_bytes());
     head.extend_from_slice(b" ");
@@ -44,21 +60,7 @@ pub fn request_head(call: &Call, to: &Destination<'_>) -> Vec<u8> {
     head.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     head.extend_from_slice(to.authority.as_bytes());
     head.extend_from_slice(b"\r\n");
-    for field in call.fields().iter().filter(|field| is_forwarded(field.kind)) {
-        let name = call.name(field);
-        let is_ours = name.eq_ignore_ascii_case(b"helicone-auth");
-        let is_replaced = to.wants_identity && field.kind == Name::AcceptEncoding;
-        if !is_ours && !is_replaced && !nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) {
-            put_field(&mut head, name, call.value(field));
-        }
-    }
-    if to.wants_identity {
-        put_field(&mut head, b"accept-encoding", b"identity");
-    }
-    if !to.switch.is_some_and(|(_, offer)| offer.carries_key) {
-        let (name, value) = to.placement.field(to.key);
-        put_field(&mut head, name.as_bytes(), value.as_bytes());
-    }
+    choose_fields(call, to, |name, value| put_field(&mut head, name, value));
     if let Some((key, offer)) = to.switch {
         head.extend_from_slice(b"connection: Upgrade\r\nupgrade: websocket\r\n");
         put_field(&mut head, b"sec-websocket-version", handshake::VERSION.as_bytes());
@@ -67,19 +69,69 @@ pub fn request_head(call: &Call, to: &Destination<'_>) -> Vec<u8> {
             put_field(&mut head, b"sec-websocket-protocol", protocols.expose().as_bytes());
         }
     }
-    match to.framing {
-        // A method that usually has content says so when there is none (RFC 9110 §8.6).
-        Framing::None if matches!(call.method(), "POST" | "PUT" | "PATCH") => {
-            head.extend_from_slice(b"content-length: 0\r\n")
-        }
-        Framing::None => {}
-        Framing::Length(length) => {
-            put_field(&mut head, b"content-length", itoa::Buffer::new().format(length).as_bytes());
-        }
-        Framing::Chunked => head.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+    match to.length(call) {
+        Some(length) => put_field(&mut head, b"content-length", itoa::Buffer::new().format(length).as_bytes()),
+        None if to.framing == Framing::Chunked => head.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        None => {}
     }
     head.extend_from_slice(b"\r\n");
     head
+}
+
+/// Builds the same head for a stream of HTTP/2: the provider's host is its authority, no field is for the connection,
+/// and the body's end is the stream's (RFC 9113 §8.2.2, §8.3.1). The provider's key stays out of the table that both
+/// sides keep (RFC 7541 §7.1.3).
+///
+/// # Errors
+/// When something cannot stand in a head of HTTP/2. What the edge has let through can.
+pub fn request(call: &Call, to: &Destination<'_>) -> Result<Request<()>, http::Error> {
+    let uri = Uri::builder().scheme(Scheme::HTTPS).authority(to.authority.as_bytes()).path_and_query(to.target);
+    let mut headers = HeaderMap::with_capacity(call.fields().len());
+    let mut chosen = Ok(());
+    choose_fields(call, to, |name, value| {
+        if chosen.is_ok() {
+            chosen = append(&mut headers, name, value);
+        }
+    });
+    chosen?;
+    if let Some(key) = headers.get_mut(to.placement.field(to.key).0) {
+        key.set_sensitive(true);
+    }
+    if let Some(length) = to.length(call) {
+        headers.insert(CONTENT_LENGTH, length.into());
+    }
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(call.method().as_bytes())?;
+    *request.uri_mut() = uri.build()?;
+    *request.version_mut() = HttpVersion::HTTP_2;
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+fn append(headers: &mut HeaderMap, name: &[u8], value: &[u8]) -> Result<(), http::Error> {
+    headers.try_append(HeaderName::from_bytes(name)?, HeaderValue::from_bytes(value)?)?;
+    Ok(())
+}
+
+/// Puts every field for the provider but its host, the framing, and what switches to another protocol.
+fn choose_fields(call: &Call, to: &Destination<'_>, mut put: impl FnMut(&[u8], &[u8])) {
+    // What the connection names is for this connection only.
+    let nominated: Vec<&[u8]> = call.connection_options().collect();
+    for field in call.fields().iter().filter(|field| is_forwarded(field.kind)) {
+        let name = call.name(field);
+        let is_ours = name.eq_ignore_ascii_case(b"helicone-auth");
+        let is_replaced = to.wants_identity && field.kind == Name::AcceptEncoding;
+        if !is_ours && !is_replaced && !nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) {
+            put(name, call.value(field));
+        }
+    }
+    if to.wants_identity {
+        put(b"accept-encoding", b"identity");
+    }
+    if !to.switch.is_some_and(|(_, offer)| offer.carries_key) {
+        let (name, value) = to.placement.field(to.key);
+        put(name.as_bytes(), value.as_bytes());
+    }
 }
 
 /// Whether a field of this kind goes to the provider as it came.

@@ -18,6 +18,7 @@ pub mod resolver;
 pub mod sampler;
 pub mod send;
 pub mod settle;
+pub mod shared;
 pub mod state;
 pub mod stop;
 pub mod tokens;
@@ -51,7 +52,7 @@ use self::settle::{ExchangeId, now_us};
 use self::tokens::Tokens;
 use self::upstream::Upstream;
 use crate::client::Client;
-use crate::downstream::Downstream;
+use crate::downstream::{Caller, Downstream};
 use crate::http1::{self, Wire};
 use crate::http2;
 
@@ -104,31 +105,39 @@ pub struct Plane {
 }
 
 impl Plane {
-    /// Carries one call on an HTTP/1.1 connection. `Some`: the connection is ready for the next head.
+    /// Carries one call on an HTTP/1.1 connection. `Some`: the connection is ready for the next head. `caller` is told
+    /// where it is to be recorded, here as below.
     pub async fn serve(
         &self,
         wire: Wire<Downstream>,
         call: Call,
+        caller: Option<&Caller>,
         remembered: &mut Remembered,
     ) -> Option<Wire<Downstream>> {
         let client = Client::Http1(http1::Client::new(wire, &call));
-        self.carry(client, &call, remembered).await
+        self.carry(client, &call, caller, remembered).await
     }
 
     /// Carries one call on a stream of an HTTP/2 connection.
-    pub async fn serve_stream(&self, client: http2::Client, call: &Call) {
+    pub async fn serve_stream(&self, client: http2::Client, call: &Call, caller: Option<&Caller>) {
         // Streams run side by side: none can tell the next one what it has learnt.
         let mut remembered = Remembered::default();
-        self.carry(Client::Http2(Box::new(client)), call, &mut remembered).await;
+        self.carry(Client::Http2(Box::new(client)), call, caller, &mut remembered).await;
     }
 
-    async fn carry(&self, mut client: Client, call: &Call, remembered: &mut Remembered) -> Option<Wire<Downstream>> {
+    async fn carry(
+        &self,
+        mut client: Client,
+        call: &Call,
+        caller: Option<&Caller>,
+        remembered: &mut Remembered,
+    ) -> Option<Wire<Downstream>> {
         // Counted until its last byte is out: the process must not end before.
         let _running = self.gateway.drain.enter();
         if self.gateway.drain.is_stopping() {
             client.close_after();
         }
-        match exchange::run(&self.gateway, &mut client, call, remembered).await {
+        match exchange::run(&self.gateway, &mut client, call, caller, remembered).await {
             Ok(()) => client.conclude().await,
             Err(stop::Broken) => {
                 client.break_off().await;
@@ -138,10 +147,10 @@ impl Plane {
     }
 
     /// Answers a stream whose head never became a call. Counted, and sampled into the record.
-    pub async fn refuse_stream(&self, client: http2::Client, refusal: &Refusal) {
+    pub async fn refuse_stream(&self, client: http2::Client, refusal: &Refusal, caller: Option<&Caller>) {
         let _running = self.gateway.drain.enter();
         let id = ExchangeId::new(now_us());
-        settle::record_unparsed(&self.gateway, &id, refusal);
+        settle::record_unparsed(&self.gateway, &id, refusal, caller);
         let mut client = Client::Http2(Box::new(client));
         match reply::refuse(&mut client, Dialect::OpenAi, id.text(), refusal, Vec::new()).await {
             Ok(()) => {
@@ -152,9 +161,9 @@ impl Plane {
     }
 
     /// The answer to a head that never became a call. Counted, and sampled into the record.
-    pub fn answer_raw(&self, refusal: &Refusal) -> Vec<u8> {
+    pub fn answer_raw(&self, refusal: &Refusal, caller: Option<&Caller>) -> Vec<u8> {
         let id = ExchangeId::new(now_us());
-        settle::record_unparsed(&self.gateway, &id, refusal);
+        settle::record_unparsed(&self.gateway, &id, refusal, caller);
         reply::raw(refusal, id.text())
     }
 }

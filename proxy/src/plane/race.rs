@@ -21,7 +21,7 @@ const MOST_ADDRESSES: usize = 6;
 const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Why there is no connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Lost {
     /// The deadline passed.
     TooLate,
@@ -81,7 +81,8 @@ fn is_too_late(error: &BError) -> bool {
 mod tests {
     use std::net::SocketAddr;
 
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -111,5 +112,36 @@ mod tests {
             }
         }
         assert!(matches!(connect(&connector, &[], deadline()).await, Err(Lost::Failed(_))));
+    }
+
+    /// An address that lets nobody in and tells nobody so, like a host behind a dead route.
+    async fn silent() -> (SocketAddr, Vec<TcpStream>, TcpListener) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        // The system answers for a listener that accepts nobody until its queue is full.
+        while let Ok(connected) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+            waiting.push(connected.unwrap());
+        }
+        (address, waiting, listener)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_stays_silent_costs_a_head_start_and_no_more() {
+        let connector = TransportConnector::new(None);
+        let (dead, _waiting, _listener) = silent().await;
+        let listening = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = listening.local_addr().unwrap();
+        let began = Instant::now();
+        let peers = [peer(dead), peer(good)];
+        let (_, chosen) = connect(&connector, &peers, began + Duration::from_secs(5)).await.unwrap();
+        assert_eq!(chosen._address.as_inet(), Some(&good));
+        let took = began.elapsed();
+        assert!(took >= HEAD_START && took < Duration::from_secs(2), "{took:?}");
+        let alone = [peer(dead)];
+        let lost = connect(&connector, &alone, Instant::now() + Duration::from_millis(300)).await;
+        assert!(matches!(lost, Err(Lost::TooLate)));
     }
 }

@@ -12,6 +12,8 @@ use tokio::time::Instant;
 
 /// How long an answer is believed. The operating system does not tell how long it may be.
 const FRESH: Duration = Duration::from_secs(30);
+/// How long an answer is believed that led to nobody: a provider that is down must not cost a question with each request.
+const DOUBTFUL: Duration = Duration::from_secs(1);
 /// How long an answer is used while, and should, a newer one fail to come.
 const USABLE: Duration = Duration::from_secs(10 * 60);
 
@@ -54,16 +56,8 @@ impl Resolver {
     pub async fn peers(self: &Arc<Self>) -> io::Result<Arc<[HttpPeer]>> {
         if let Some(known) = self.known.load_full() {
             let age = known.asked.map_or(Duration::ZERO, |asked| asked.elapsed());
-            if age >= FRESH
-                && let Ok(asking) = Arc::clone(&self.asking).try_lock_owned()
-            {
-                let resolver = Arc::clone(self);
-                tokio::spawn(async move {
-                    if let Err(error) = resolver.ask().await {
-                        tracing::warn!(host = resolver.host, %error, "a provider's name could not be resolved again");
-                    }
-                    drop(asking);
-                });
+            if age >= FRESH {
+                self.ask_behind();
             }
             if age < USABLE {
                 return Ok(Arc::clone(&known.peers));
@@ -76,11 +70,24 @@ impl Resolver {
         }
     }
 
-    /// No address could be reached: what is known may be wrong. The next request asks again.
-    pub fn doubt(&self) {
-        if self.known.load().as_ref().is_some_and(|known| known.asked.is_some()) {
-            self.known.store(None);
+    /// No address could be reached: what is known may be wrong, and is asked for again. It stays in use until then.
+    pub fn doubt(self: &Arc<Self>) {
+        let asked = self.known.load().as_ref().and_then(|known| known.asked);
+        if asked.is_some_and(|asked| asked.elapsed() >= DOUBTFUL) {
+            self.ask_behind();
         }
+    }
+
+    /// Asks behind the requests' back, unless somebody does.
+    fn ask_behind(self: &Arc<Self>) {
+        let Ok(asking) = Arc::clone(&self.asking).try_lock_owned() else { return };
+        let resolver = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Err(error) = resolver.ask().await {
+                tracing::warn!(host = resolver.host, %error, "a provider's name could not be resolved again");
+            }
+            drop(asking);
+        });
     }
 
     async fn ask(&self) -> io::Result<Arc<[HttpPeer]>> {
@@ -110,6 +117,8 @@ fn alternating(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
@@ -125,18 +134,67 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn an_address_is_not_asked_for_and_a_name_is_known_until_it_is_doubted() {
-        let peer = |address: SocketAddr| HttpPeer::new(address, false, "x".to_owned());
+    #[tokio::test(start_paused = true)]
+    async fn an_address_is_not_asked_for_and_a_name_only_behind_once_it_is_doubted() {
         let address = Arc::new(Resolver::new("::1", 80, peer));
         address.doubt();
         assert_eq!(address.peers().await.unwrap().len(), 1);
 
         let name = Arc::new(Resolver::new("localhost", 80, peer));
         let first = name.peers().await.unwrap();
-        assert!(Arc::ptr_eq(&first, &name.peers().await.unwrap()), "it was asked for twice");
+        assert!(Arc::ptr_eq(&first, &at_once(&name)), "it was asked for twice");
         name.doubt();
-        assert!(!Arc::ptr_eq(&first, &name.peers().await.unwrap()), "it was not asked for again");
+        assert!(name.asking.try_lock().is_ok(), "an answer of this very second is asked for again");
+        tokio::time::advance(DOUBTFUL).await;
+        name.doubt();
+        assert!(Arc::ptr_eq(&first, &at_once(&name)), "a request waits for a question");
+        while Arc::ptr_eq(&first, &at_once(&name)) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         assert!(Arc::new(Resolver::new("no-such-host.invalid", 80, peer)).peers().await.is_err());
+    }
+
+    fn peer(address: SocketAddr) -> HttpPeer {
+        HttpPeer::new(address, false, "x".to_owned())
+    }
+
+    /// What is given out without waiting.
+    fn at_once(resolver: &Arc<Resolver>) -> Arc<[HttpPeer]> {
+        resolver.peers().now_or_never().expect("nobody waits for a question").unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_no_longer_fresh_is_given_out_at_once_and_asked_for_behind_the_requests_back() {
+        let name = Arc::new(Resolver::new("localhost", 80, peer));
+        let first = name.peers().await.unwrap();
+        tokio::time::advance(FRESH).await;
+        // Somebody asks already: nobody waits for that, and nobody asks beside.
+        let asking = Arc::clone(&name.asking).lock_owned().await;
+        for _ in 0..3 {
+            assert!(Arc::ptr_eq(&first, &at_once(&name)));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(Arc::ptr_eq(&first, &at_once(&name)), "it was asked for twice at once");
+        drop(asking);
+        // The next one begins the question and does not wait for it either.
+        assert!(Arc::ptr_eq(&first, &at_once(&name)));
+        while Arc::ptr_eq(&first, &at_once(&name)) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_used_for_ten_minutes_while_no_newer_one_comes() {
+        let name = Arc::new(Resolver::new("no-such-host.invalid", 80, peer));
+        let old: Arc<[HttpPeer]> = Arc::from([peer("127.0.0.1:80".parse().unwrap())]);
+        name.known.store(Some(Arc::new(Known { peers: Arc::clone(&old), asked: Some(Instant::now()) })));
+        tokio::time::advance(USABLE - Duration::from_secs(1)).await;
+        for _ in 0..3 {
+            assert!(Arc::ptr_eq(&old, &at_once(&name)));
+            // The question fails meanwhile.
+            drop(Arc::clone(&name.asking).lock_owned().await);
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(name.peers().await.is_err(), "an address is used that nobody has confirmed for ten minutes");
     }
 }

@@ -1,4 +1,7 @@
 //! A request on its way to the provider: a connection, head and body, until the head of the final answer is here.
+//!
+//! It is said again once at most, over another connection, and only where the provider cannot have begun it: the
+//! connection was dead before, or the provider says itself that it has not looked at it (RFC 9113 §6.8, §8.7).
 
 use std::time::Duration;
 
@@ -15,9 +18,10 @@ use super::settle::Exchange;
 use super::state::Permit;
 use super::stop::Stop;
 use super::upload::{STALLED, Upload};
-use super::upstream::{ConnectError, Connection};
+use super::upstream::{ConnectError, Connection, Wanted};
 use crate::client::Client;
 use crate::http1::{Fault, Step};
+use crate::provider::Provider;
 
 /// The most interim answers of one exchange: a provider that sends no others is none.
 const MOST_INTERIM: u32 = 16;
@@ -37,15 +41,10 @@ pub async fn send(
     permit: Option<Permit>,
 ) -> Result<Connection, Stop> {
     let mut permit = permit;
-    let mut fresh = false;
+    let mut wanted = Wanted { to_switch: to.switch.is_some(), ..Wanted::default() };
     loop {
-        let mut provider = connect(turn, client, upload, fresh).await?;
-        let asked = match turn.call.method() {
-            "HEAD" => Asked::Head,
-            _ if to.switch.is_some() => Asked::Switch,
-            _ => Asked::Ordinary,
-        };
-        provider.http.put_head(forward::request_head(turn.call, to), to.framing, asked);
+        let mut provider = connect(turn, client, upload, wanted).await?;
+        put_head(turn, &mut provider.http, upload, to)?;
         // What came while we waited for a permit or a connection must not reach the provider any more.
         if turn.cut.is_cut() {
             return Err(Stop::Cut(turn.cut.reason()));
@@ -55,18 +54,25 @@ pub async fn send(
             permit.spend();
         }
         match send_once(turn, client, exchange, upload, &mut provider).await {
-            // A fresh connection is never stale.
-            Err(Attempt::Stale) => fresh = true,
+            Err(Attempt::Unserved) if !wanted.again => {
+                wanted = Wanted { again: true, refused: provider.line(), ..wanted };
+                upload.rewind();
+                exchange.request_bytes = 0;
+            }
+            Err(Attempt::Unserved) => return Err(Refusal::UpstreamUnreachable.into()),
             Err(Attempt::Stop(stop)) => return Err(stop),
-            Ok(()) => return Ok(provider),
+            Ok(()) => {
+                upload.forget();
+                return Ok(provider);
+            }
         }
     }
 }
 
 /// Why one try at a provider gave no answer's head.
 enum Attempt {
-    /// The connection was dead before the provider can have begun.
-    Stale,
+    /// The provider cannot have begun it, and it can be said again.
+    Unserved,
     /// It is final.
     Stop(Stop),
 }
@@ -77,8 +83,26 @@ impl<T: Into<Stop>> From<T> for Attempt {
     }
 }
 
-async fn connect(turn: Turn<'_>, client: &mut Client, upload: &mut Upload, fresh: bool) -> Result<Connection, Stop> {
-    let connecting = turn.upstream.connect(&turn.gateway.connector, fresh);
+fn put_head(turn: Turn<'_>, provider: &mut Provider, upload: &mut Upload, to: &Destination<'_>) -> Result<(), Refusal> {
+    let asked = match turn.call.method() {
+        "HEAD" => Asked::Head,
+        _ if to.switch.is_some() => Asked::Switch,
+        _ => Asked::Ordinary,
+    };
+    match provider {
+        Provider::Http1(provider) => provider.put_head(forward::request_head(turn.call, to), to.framing, asked),
+        Provider::Http2(provider) => {
+            let request = forward::request(turn.call, to)
+                .map_err(|error| Refusal::InvalidRequest(format!("the head: {error}").into()))?;
+            provider.put_head(request, to.has_body(), asked);
+            upload.keep_what_is_put();
+        }
+    }
+    Ok(())
+}
+
+async fn connect(turn: Turn<'_>, client: &mut Client, upload: &mut Upload, wanted: Wanted) -> Result<Connection, Stop> {
+    let connecting = turn.upstream.connect(turn.gateway, wanted);
     tokio::pin!(connecting);
     loop {
         tokio::select! {
@@ -128,7 +152,11 @@ async fn send_once(
                     return Ok(());
                 }
                 Err(Fault::Closed | Fault::Io(_)) if is_stale(turn, provider, upload) => {
-                    return Err(Attempt::Stale);
+                    return Err(Attempt::Unserved);
+                }
+                Err(Fault::Unprocessed(why)) if !provider.http.has_begun() && upload.can_repeat() => {
+                    tracing::debug!(%why, "a provider has not looked at a request");
+                    return Err(Attempt::Unserved);
                 }
                 Err(fault) => return Err(unreadable(&fault).into()),
             },
@@ -175,7 +203,9 @@ async fn early_answer(
                 exchange.note_first_byte();
                 return Ok(());
             }
-            _ if is_stale(turn, provider, upload) && turn.call.framing == Framing::None => return Err(Attempt::Stale),
+            _ if is_stale(turn, provider, upload) && turn.call.framing == Framing::None => {
+                return Err(Attempt::Unserved);
+            }
             _ => return Err(Refusal::UpstreamUnreachable.into()),
         }
     }

@@ -4,6 +4,7 @@
 //! dropped: an early return, a cancelled task and a panic all pass through here.
 
 use std::borrow::Cow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -26,7 +27,8 @@ use super::metrics;
 use super::state::CutReason;
 use super::tokens::Known;
 use super::upload::Upload;
-use crate::http1::Provider;
+use crate::downstream::Caller;
+use crate::provider::Provider;
 
 /// What a refusal is, in the record.
 pub const fn outcome_of_refusal(refusal: &Refusal) -> Outcome {
@@ -82,6 +84,8 @@ pub fn now_us() -> i64 {
 pub struct Exchange<'a> {
     gateway: &'a Gateway,
     call: &'a Call,
+    /// Who calls, where that is recorded.
+    caller: Option<&'a Caller>,
     /// Its id.
     pub id: ExchangeId,
     received: Instant,
@@ -131,11 +135,12 @@ pub struct Exchange<'a> {
 
 impl<'a> Exchange<'a> {
     /// Begins an exchange whose head has just been received.
-    pub fn begin(gateway: &'a Gateway, call: &'a Call) -> Self {
+    pub fn begin(gateway: &'a Gateway, call: &'a Call, caller: Option<&'a Caller>) -> Self {
         let received_us = now_us();
         Self {
             gateway,
             call,
+            caller,
             id: ExchangeId::new(received_us),
             received: Instant::now(),
             received_us,
@@ -203,6 +208,7 @@ impl<'a> Exchange<'a> {
             model_requested: self.model_requested.clone(),
             received_us: self.received_us,
             attempt: self.attempt,
+            client_address: self.client_address(),
         };
         if let Ok(seq) = self.gateway.append(Kind::Begin, self.id.uuid, self.received_us, &begin) {
             self.gateway.begun.lock().insert(seq);
@@ -263,6 +269,29 @@ impl<'a> Exchange<'a> {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
+        // A fault in the counting costs the numbers, not the record.
+        let weighed = catch_unwind(AssertUnwindSafe(|| self.weigh(outcome)));
+        let Weighed { stream, metered, cost } = weighed.unwrap_or_else(|_panic| {
+            ::metrics::counter!("llm_proxy_panics_total").increment(1);
+            Weighed::default()
+        });
+        if self.known.is_none() {
+            // Not authenticated: counted and sampled, so that junk cannot fill the disk.
+            self.gateway.metrics.refused(self.refused_with);
+            let Some(count) = self.gateway.sampler.admit(self.received) else { return };
+            let record = self.record(outcome, reason, None, None, stream, count);
+            let _ = self.gateway.append(Kind::End, self.id.uuid, self.received_us, &record);
+            return;
+        }
+        let record = self.record(outcome, reason, metered, cost, stream, 1);
+        let _ = self.gateway.append(Kind::End, self.id.uuid, self.received_us, &record);
+        if let Some(seq) = self.begun.take() {
+            self.gateway.begun.lock().remove(&seq);
+        }
+    }
+
+    /// Ends the metering, and tells the metrics.
+    fn weigh(&mut self, outcome: Outcome) -> Weighed {
         let ended = if outcome == Outcome::Finished { AnswerEnded::Whole } else { AnswerEnded::Cut };
         let asked = Asked {
             endpoint: self.endpoint,
@@ -283,19 +312,7 @@ impl<'a> Exchange<'a> {
             )
         });
         self.measure(outcome, metered.as_ref(), cost.as_deref());
-        if self.known.is_none() {
-            // Not authenticated: counted and sampled, so that junk cannot fill the disk.
-            self.gateway.metrics.refused(self.refused_with);
-            let Some(count) = self.gateway.sampler.admit(self.received) else { return };
-            let record = self.record(outcome, reason, None, None, stream, count);
-            let _ = self.gateway.append(Kind::End, self.id.uuid, self.received_us, &record);
-            return;
-        }
-        let record = self.record(outcome, reason, metered, cost, stream, 1);
-        let _ = self.gateway.append(Kind::End, self.id.uuid, self.received_us, &record);
-        if let Some(seq) = self.begun.take() {
-            self.gateway.begun.lock().remove(&seq);
-        }
+        Weighed { stream, metered, cost }
     }
 
     fn holder(&self) -> (Option<String>, Option<String>) {
@@ -303,6 +320,10 @@ impl<'a> Exchange<'a> {
             Some(known) => (Some(known.holder.project_id.clone()), Some(known.holder.token_id.clone())),
             None => (None, None),
         }
+    }
+
+    fn client_address(&self) -> Option<String> {
+        self.caller.map(|caller| caller.of_call(self.call))
     }
 
     fn api_name(&self) -> Option<&'a str> {
@@ -374,6 +395,7 @@ impl<'a> Exchange<'a> {
             request_bytes: Some(self.request_bytes),
             response_bytes: Some(self.response_bytes),
             finish_reasons,
+            client_address: self.client_address(),
             client_request_id: client_request_id.map(|id| super::clean::text(id, 256)),
             provider_request_id: self.provider_request_id.take(),
             attempt: (self.attempt > 0).then_some(self.attempt),
@@ -381,6 +403,14 @@ impl<'a> Exchange<'a> {
             tags: Default::default(),
         }
     }
+}
+
+/// What the metering found out.
+#[derive(Default)]
+struct Weighed {
+    stream: Option<bool>,
+    metered: Option<Metered>,
+    cost: Option<String>,
 }
 
 /// What the record says of a refusal: the name of the clock that ran out, else its code.
@@ -393,7 +423,7 @@ pub const fn reason(refusal: &Refusal) -> &'static str {
 }
 
 /// Records a head that never became a call: counted, and sampled.
-pub fn record_unparsed(gateway: &Gateway, id: &ExchangeId, refusal: &Refusal) {
+pub fn record_unparsed(gateway: &Gateway, id: &ExchangeId, refusal: &Refusal, caller: Option<&Caller>) {
     gateway.metrics.refused(refusal.code());
     let Some(count) = gateway.sampler.admit(Instant::now()) else { return };
     let received_us = now_us();
@@ -405,6 +435,7 @@ pub fn record_unparsed(gateway: &Gateway, id: &ExchangeId, refusal: &Refusal) {
         outcome: outcome_of_refusal(refusal).into(),
         reason: Some(reason(refusal).to_owned()),
         times: Some(event::Times { received_us: Some(received_us), ..Default::default() }),
+        client_address: caller.map(Caller::of_connection),
         count,
         ..Default::default()
     };

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use governor::clock::{Clock, DefaultClock};
@@ -29,7 +30,8 @@ pub struct TokenState {
     root: CancellationToken,
     cut: ArcSwap<Cut>,
     rate: ArcSwap<Option<Rate>>,
-    editing: Mutex<()>,
+    /// Held while the rate is edited: what is left of the old limiter is found out by emptying it.
+    debt: Mutex<Debt>,
     lease: Mutex<Lease>,
     refill: tokio::sync::Mutex<()>,
 }
@@ -42,6 +44,20 @@ struct Cut {
 struct Rate {
     per_minute: u32,
     limiter: DefaultDirectRateLimiter,
+}
+
+/// Requests that were let through and that the rate now set is too low to remember.
+#[derive(Default)]
+struct Debt {
+    requests: u32,
+    /// A limiter forgets what is older than a minute, and so does this.
+    until: Option<Instant>,
+}
+
+impl Debt {
+    fn owed(&self, now: Instant) -> u32 {
+        if self.until.is_some_and(|until| now < until) { self.requests } else { 0 }
+    }
 }
 
 #[derive(Default)]
@@ -79,7 +95,7 @@ impl TokenState {
             root,
             cut: ArcSwap::from_pointee(cut),
             rate: ArcSwap::from_pointee(None),
-            editing: Mutex::new(()),
+            debt: Mutex::default(),
             lease: Mutex::default(),
             refill: tokio::sync::Mutex::default(),
         }
@@ -115,25 +131,25 @@ impl TokenState {
         }
     }
 
-    /// Sets the rate. Another rate starts with as many requests spent as the old one had, so that editing refills nothing.
+    /// Sets the rate. Another rate starts with as many requests spent as the old one had, so that editing refills nothing,
+    /// nor does editing to and fro.
     pub fn set_rate(&self, per_minute: Option<u32>) {
         let per_minute = per_minute.and_then(NonZeroU32::new);
-        // One at a time: the old limiter is emptied to see what is left of it.
-        let _turn = self.editing.lock();
+        let mut debt = self.debt.lock();
         let old = self.rate.load();
         if old.as_ref().as_ref().map(|rate| rate.per_minute) == per_minute.map(NonZeroU32::get) {
             return;
         }
+        let now = Instant::now();
+        let spent = old.as_ref().as_ref().map_or(0, |old| old.per_minute.saturating_sub(left(&old.limiter)));
+        let spent = spent.saturating_add(debt.owed(now));
         let new = per_minute.map(|per_minute| {
-            let rate = Rate {
-                per_minute: per_minute.get(),
-                limiter: RateLimiter::direct(Quota::per_minute(per_minute).allow_burst(per_minute)),
-            };
-            if let Some(old) = old.as_ref() {
-                spend(&rate.limiter, old.per_minute.saturating_sub(left(&old.limiter)));
-            }
-            rate
+            let limiter = RateLimiter::direct(Quota::per_minute(per_minute).allow_burst(per_minute));
+            spend(&limiter, spent.min(per_minute.get()));
+            Rate { per_minute: per_minute.get(), limiter }
         });
+        let requests = spent.saturating_sub(per_minute.map_or(0, NonZeroU32::get));
+        *debt = Debt { requests, until: now.checked_add(MINUTE) };
         self.rate.store(Arc::new(new));
     }
 
@@ -207,6 +223,8 @@ impl std::fmt::Debug for TokenState {
         formatter.debug_struct("TokenState").field("token_id", &self.token_id).finish_non_exhaustive()
     }
 }
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Rates are at most a million a minute: steps of these powers of two add up to any of them, and no larger one is asked
 /// for, because governor computes with the step before it compares.
@@ -305,6 +323,32 @@ mod tests {
         assert_eq!((0..8).filter(|_| state.check_rate().is_ok()).count(), 2, "6 of 8 were spent before");
     }
 
+    #[test]
+    fn lowering_a_rate_and_raising_it_again_refills_nothing() {
+        for low in [1, 4] {
+            let state = state();
+            state.set_rate(Some(10));
+            (0..10).for_each(|_| state.check_rate().unwrap());
+            state.set_rate(Some(low));
+            assert!(state.check_rate().is_err(), "lowered to {low}");
+            state.set_rate(Some(10));
+            let passed = (0..10).filter(|_| state.check_rate().is_ok()).count();
+            assert_eq!(passed, 0, "10 of 10 were spent before it was lowered to {low} and raised again");
+        }
+    }
+
+    #[test]
+    fn a_rate_taken_away_and_given_again_refills_nothing_within_its_minute() {
+        let state = state();
+        state.set_rate(Some(10));
+        (0..10).for_each(|_| state.check_rate().unwrap());
+        state.set_rate(None);
+        state.set_rate(Some(10));
+        assert!(state.check_rate().is_err());
+        let debt = Debt { requests: 5, until: Some(Instant::now()) };
+        assert_eq!((debt.owed(Instant::now()), Debt::default().owed(Instant::now())), (0, 0), "a minute later");
+    }
+
     #[tokio::test]
     async fn a_cut_reaches_those_who_watch_and_not_those_after_a_revival() {
         let state = state();
@@ -326,5 +370,17 @@ mod tests {
         assert!(state.take().is_none());
         drop(one);
         assert_eq!(state.surrender(), 1);
+    }
+
+    #[test]
+    fn a_lease_that_was_taken_away_takes_no_permit_with_it_and_is_given_away_once() {
+        let state = state();
+        state.credit(3);
+        let (one, two) = (state.take().unwrap().unwrap(), state.take().unwrap().unwrap());
+        assert_eq!(state.surrender(), 1);
+        assert!(state.take().is_none(), "nothing is left to be taken");
+        one.spend();
+        drop(two);
+        assert_eq!((state.surrender(), state.surrender()), (1, 0), "only what was never used comes back, and once");
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::settle::{self, Exchange};
 use super::state::CutReason;
-use super::upload::ClientFault;
+use super::upload::{ClientFault, STALLED};
 use super::{Gateway, cors, reply};
 use crate::client::Client;
 use crate::http1::Outgoing;
@@ -80,7 +80,8 @@ pub async fn end(
             (cut_refusal(reason), settle::outcome_of_cut(reason), Some(cut_name(reason)))
         }
     };
-    let is_urgent = reason.is_some() || matches!(refusal, Refusal::UpstreamTimeout(_));
+    let has_stalled = matches!(&refusal, Refusal::InvalidRequest(why) if why == STALLED);
+    let is_urgent = reason.is_some() || has_stalled || matches!(refusal, Refusal::UpstreamTimeout(_));
     if is_urgent && !client.body_is_over() {
         // Told at once, whatever the client still has to send.
         client.close_after();

@@ -311,3 +311,195 @@ impl Tokens {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::{Pin, pin};
+    use std::task::Poll;
+
+    use llm_proxy_store::{NewProject, NewToken, RootKey, Token, TokenChange};
+    use tempfile::TempDir;
+    use tokio::runtime::{Builder, Runtime};
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::state::NoPermit;
+    use super::*;
+
+    /// Requests of the token, in all and a minute. An eighth of them is the first lease.
+    const MAX: u32 = 80;
+    const RATE: u32 = 3;
+
+    /// A store with one token, and the tokens in memory above it.
+    struct Fixture {
+        tokens: Tokens,
+        store: Store,
+        token: Token,
+        digest: TokenDigest,
+        _folder: TempDir,
+    }
+
+    impl Fixture {
+        /// `control` reads the store.
+        async fn new(control: Handle) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let url = format!("sqlite:{}", folder.path().join("store.db").display());
+            let store = Store::open(&url, &RootKey::generate().unwrap()).await.unwrap();
+            let project = NewProject { name: "one".to_owned(), is_active: true, provider_keys: Vec::new() };
+            let project = store.create_project(project).await.unwrap();
+            let token = NewToken {
+                project_id: project.id,
+                expires_at_us: i64::MAX,
+                max_requests: Some(MAX.into()),
+                requests_per_minute: Some(RATE),
+                allowed_models: None,
+            };
+            let (token, secret) = store.create_token(token).await.unwrap();
+            let digest = store.pepper().digest(&secret);
+            let tokens = Tokens::new(store.clone(), control, CancellationToken::new());
+            Self { tokens, store, token, digest, _folder: folder }
+        }
+
+        async fn known(&self) -> Arc<Known> {
+            self.tokens.find(&self.digest).await.unwrap().unwrap()
+        }
+
+        /// What the feed says of the token.
+        fn change(&self) -> Change {
+            Change { seq: 1, kind: ChangeKind::Token { id: self.token.id.clone(), digest: self.digest } }
+        }
+
+        fn project_change(&self) -> Change {
+            Change { seq: 1, kind: ChangeKind::Project { id: self.token.project_id.clone() } }
+        }
+
+        /// Switches the token, and follows the change.
+        async fn switch(&self, is_active: bool) {
+            let change = TokenChange { is_active: Some(is_active), ..TokenChange::default() };
+            self.store.update_token(&self.token.id, change).await.unwrap().unwrap();
+            self.tokens.apply(&self.change()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn forgetting_a_token_refills_neither_its_rate_nor_its_lease() {
+        let fixture = Fixture::new(Handle::current()).await;
+        let tokens = &fixture.tokens;
+        let first = fixture.known().await;
+        first.state.permit(tokens).await.unwrap().spend();
+        (0..RATE).for_each(|_| first.state.check_rate().unwrap());
+        for everything in [false, true] {
+            if everything {
+                tokens.known.invalidate_all();
+            } else {
+                tokens.known.invalidate(&fixture.digest);
+            }
+            assert!(!tokens.known.contains_key(&fixture.digest), "everything {everything}");
+            let again = fixture.known().await;
+            assert!(!Arc::ptr_eq(&again, &first), "everything {everything}: it is read again");
+            assert!(Arc::ptr_eq(&again.state, &first.state), "everything {everything}: with the limits it had");
+            assert!(again.state.check_rate().is_err(), "everything {everything}: the rate came back");
+            again.state.permit(tokens).await.unwrap().spend();
+        }
+        assert_eq!(first.state.surrender(), MAX / 8 - 3, "all three are of the one lease");
+    }
+
+    #[tokio::test]
+    async fn following_changes_refills_neither_the_rate_nor_the_quota() {
+        let fixture = Fixture::new(Handle::current()).await;
+        let tokens = &fixture.tokens;
+        let first = fixture.known().await;
+        (0..RATE).for_each(|_| first.state.check_rate().unwrap());
+        let mut spent = 0;
+        for way in ["the token", "its project", "anything"] {
+            first.state.permit(tokens).await.unwrap().spend();
+            spent += 1;
+            match way {
+                "the token" => tokens.apply(&fixture.change()).await,
+                "its project" => tokens.apply(&fixture.project_change()).await,
+                _ => tokens.apply_all().await,
+            }
+            assert!(!tokens.known.contains_key(&fixture.digest), "{way}");
+            let again = fixture.known().await;
+            assert!(Arc::ptr_eq(&again.state, &first.state), "{way}");
+            assert!(again.state.check_rate().is_err(), "{way}: the rate came back");
+        }
+        loop {
+            match first.state.permit(tokens).await {
+                Ok(permit) => permit.spend(),
+                Err(NoPermit::UsedUp) => break,
+                Err(NoPermit::Unavailable) => panic!("the store is there"),
+            }
+            spent += 1;
+        }
+        assert_eq!(spent, MAX);
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_token_is_cut_all_the_same_and_runs_again_only_when_it_is_switched_on() {
+        let fixture = Fixture::new(Handle::current()).await;
+        let running = fixture.known().await.state.watch();
+        fixture.tokens.known.invalidate(&fixture.digest);
+        fixture.switch(false).await;
+        assert_eq!(running.cut().await, CutReason::Revoked);
+        let known = fixture.known().await;
+        assert!(!known.holder.token_active && known.state.watch().is_cut(), "to look it up revives nothing");
+        fixture.switch(true).await;
+        assert!(!fixture.known().await.state.watch().is_cut());
+        assert!(running.is_cut(), "what was cut stays cut");
+    }
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    /// Lets the runtime go on until none of its tasks is left.
+    fn run_out(control: &Runtime) {
+        control.block_on(async {
+            while control.metrics().num_alive_tasks() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+
+    /// Goes on with a search until it waits for something that `control` has not done yet.
+    fn poll<T>(main: &Runtime, search: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+        main.block_on(async { futures::poll!(search) })
+    }
+
+    /// Goes on with a search to its end.
+    fn found<T>(main: &Runtime, control: &Runtime, mut search: Pin<&mut impl Future<Output = T>>) -> T {
+        loop {
+            if let Poll::Ready(found) = poll(main, search.as_mut()) {
+                return found;
+            }
+            run_out(control);
+        }
+    }
+
+    #[test]
+    fn a_read_begun_before_a_revocation_never_revives_the_token() {
+        // The store is read in a runtime that goes on only when this test says so.
+        let (main, control) = (runtime(), runtime());
+        let fixture = main.block_on(Fixture::new(control.handle().clone()));
+        let tokens = &fixture.tokens;
+        let known = found(&main, &control, pin!(tokens.find(&fixture.digest))).unwrap().unwrap();
+        let running = known.state.watch();
+
+        tokens.known.invalidate(&fixture.digest);
+        let mut search = pin!(tokens.find(&fixture.digest));
+        assert!(poll(&main, search.as_mut()).is_pending());
+        // The row of a live token has been read, and nobody has looked at it yet.
+        run_out(&control);
+        main.block_on(async {
+            assert!(fixture.store.revoke_token(&fixture.token.id).await.unwrap());
+            tokens.apply(&fixture.change()).await;
+        });
+        assert!(running.is_cut());
+
+        let known = found(&main, &control, search).unwrap().unwrap();
+        assert!(!known.holder.token_active, "what was read before the revocation was believed");
+        assert!(known.state.watch().is_cut(), "and revived what it had cut");
+        let kept = tokens.known.get(&fixture.digest).unwrap();
+        assert!(!kept.holder.token_active, "and was kept");
+    }
+}

@@ -11,7 +11,8 @@ use tokio::time::timeout;
 
 use super::held::{HeldBytes, Hold};
 use crate::client::Client;
-use crate::http1::{Fault, Provider};
+use crate::http1::Fault;
+use crate::provider::Provider;
 
 /// The most that is taken from the client while there is no connection to the provider yet, in bytes.
 const MOST_QUEUED: usize = 64 * 1024;
@@ -20,6 +21,8 @@ const MOST_QUEUED: usize = 64 * 1024;
 const MOST_PIECES: usize = 256;
 /// The most of a piece that a provider must take before that counts as progress, in bytes.
 const MOST_PUT: usize = 64 * 1024;
+/// The most of a body that is kept once it has been sent, in bytes: longer ones cannot be said again.
+const MOST_KEPT: usize = 64 * 1024;
 
 /// What a client is told that stops sending its body.
 pub const STALLED: &str = "the body stopped coming";
@@ -41,6 +44,10 @@ pub struct Upload {
     under_way: usize,
     /// The connection has the end, too.
     ended: bool,
+    /// What was put, where it may have to be said again. `None`: it cannot be.
+    kept: Option<Vec<Bytes>>,
+    /// The bytes of that.
+    kept_bytes: usize,
     /// The provider has answered already: what still comes is thrown away.
     discard: bool,
     limit: u64,
@@ -82,6 +89,8 @@ impl Upload {
             client_done: client_done || nothing,
             under_way: 0,
             ended: nothing,
+            kept: None,
+            kept_bytes: 0,
             discard: false,
             limit,
             taken: 0,
@@ -148,6 +157,7 @@ impl Upload {
                 let rest = piece.split_off(MOST_PUT);
                 self.queue.push_front(rest);
             }
+            self.keep(&piece);
             self.queued = self.queued.saturating_sub(piece.len());
             self.under_way = self.under_way.saturating_add(piece.len());
             self.sent_any = true;
@@ -169,8 +179,54 @@ impl Upload {
     fn note_sent_all(&mut self, provider: &Provider) {
         if self.ended && !provider.has_output() {
             self.sent_all = true;
-            self.hold = None; // the bytes are gone, and the answer may take long
+            if self.kept_bytes > MOST_KEPT {
+                self.kept = None;
+            }
+            if self.kept.is_none() {
+                self.hold = None; // the bytes are gone, and the answer may take long
+            }
         }
+    }
+
+    /// Keeps what is put from here on, until an answer comes: the provider may say that it has not begun to look at it.
+    pub fn keep_what_is_put(&mut self) {
+        self.kept = Some(Vec::new());
+        self.kept_bytes = 0;
+    }
+
+    fn keep(&mut self, piece: &Bytes) {
+        let Some(kept) = &mut self.kept else { return };
+        self.kept_bytes = self.kept_bytes.saturating_add(piece.len());
+        // A body that is held is in memory anyway, as long as it is being sent.
+        if self.hold.is_none() && (self.kept_bytes > MOST_KEPT || kept.len() >= MOST_PIECES) {
+            self.kept = None;
+        } else {
+            kept.push(piece.clone());
+        }
+    }
+
+    /// An answer has come: nothing of this will be said again.
+    pub fn forget(&mut self) {
+        self.kept = None;
+        if self.sent_all {
+            self.hold = None;
+        }
+    }
+
+    /// Whether another connection could be told the same from the beginning.
+    pub fn can_repeat(&self) -> bool {
+        !self.discard && (!self.sent_any || self.kept.is_some())
+    }
+
+    /// Begins again, for another connection, where that [can be](Self::can_repeat).
+    pub fn rewind(&mut self) {
+        let nothing = matches!(self.framing, Framing::None | Framing::Length(0));
+        for piece in self.kept.take().unwrap_or_default().into_iter().rev() {
+            self.queued = self.queued.saturating_add(piece.len());
+            self.queue.push_front(piece);
+        }
+        self.under_way = 0;
+        (self.sent_any, self.sent_all, self.ended) = (false, nothing, nothing);
     }
 }
 

@@ -4,22 +4,30 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::client::SendRequest;
 use http::HeaderValue;
 use llm_proxy_core::network::outbound_proxy;
 use pingora_core::connectors::{L4Connect, TransportConnector};
+use pingora_core::protocols::{ALPN, Stream};
 use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use tokio::time::{Instant, timeout_at};
 
+use super::Gateway;
 use super::clocks::after;
 use super::race::{self, Lost};
 use super::resolver::Resolver;
+use super::shared::{Entry, Lines, Making, Place};
 use super::trust::Trust;
 use super::tunnel::Tunnel;
-use crate::http1::Provider;
+use crate::http1;
+use crate::http2::{self, Line};
+use crate::provider::Provider;
 use crate::settings::{ApiSettings, Timeouts};
 
-/// How long a pooled connection may idle: below the minute after which providers close theirs.
-const POOL_IDLE: Duration = Duration::from_secs(55);
+/// How long a connection may idle: below the minute after which providers close theirs.
+pub const POOL_IDLE: Duration = Duration::from_secs(55);
+
 /// One API's provider.
 pub struct Upstream {
     host: String,
@@ -32,16 +40,36 @@ pub struct Upstream {
     /// The largest body held for a policy, in bytes.
     pub max_held_bytes: u64,
     resolver: Arc<Resolver>,
+    /// Its connections of HTTP/2, where it may choose that: by TLS, and unless the settings forbid it.
+    lines: Option<Arc<Lines>>,
 }
 
-/// A connection to a provider, for one exchange.
+/// A connection to a provider, or a place on one, for one exchange.
 pub struct Connection {
     /// The exchange on it.
     pub http: Provider,
-    /// Whether it came from the pool.
+    /// Whether it stood before.
     pub reused: bool,
-    /// Under what it goes back there.
-    pool_key: u64,
+    home: Home,
+}
+
+/// What becomes of a connection after the exchange.
+enum Home {
+    /// It goes to the pool under this key.
+    Pool(u64),
+    /// Others have it, too.
+    Shared(Place),
+}
+
+/// What a connection is wanted for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// To switch to WebSocket, which only HTTP/1.1 can.
+    pub to_switch: bool,
+    /// To say again what another connection has failed.
+    pub again: bool,
+    /// Which one that was, where it is one of HTTP/2.
+    pub refused: Option<u64>,
 }
 
 /// Why there is no connection. The text is for the log: it may name addresses.
@@ -80,6 +108,8 @@ impl Upstream {
             tracing::info!("{} is reached through the proxy at {}:{}", api.name, proxy.host, proxy.port);
         }
 
+        let lines = (base.tls && api.http2).then(Arc::<Lines>::default);
+        let alpn = if lines.is_some() { ALPN::H2H1 } else { ALPN::H1 };
         let group = u64::try_from(index)?;
         let (host, tls, connect) = (base.host.clone(), base.tls, api.timeouts.connect);
         let peer = move |address: SocketAddr| {
@@ -87,6 +117,7 @@ impl Upstream {
             let mut peer = HttpPeer::new(address, tls, host.clone());
             peer.group_key = group;
             peer.client_cert_key = identity.clone();
+            peer.options.alpn = alpn.clone();
             peer.options.ca = authorities.clone();
             peer.options.custom_l4 = tunnel.clone();
             peer.options.idle_timeout = Some(POOL_IDLE);
@@ -102,48 +133,153 @@ impl Upstream {
             max_request_bytes: api.max_request_bytes,
             max_held_bytes: api.max_held_bytes,
             resolver: Arc::new(Resolver::new(host, port, peer)),
+            lines,
         })
     }
 
-    /// A connection from the pool, or a new one, within the connect clock.
+    /// A place on a connection of HTTP/2, a connection from the pool, or a new one, within the connect clock.
     ///
     /// Cancel safety: cancelling costs the connection being made, nothing else.
     ///
     /// # Errors
     /// [`ConnectError`] when no address could be reached.
-    pub async fn connect(&self, connector: &TransportConnector, fresh: bool) -> Result<Connection, ConnectError> {
+    pub async fn connect(&self, gateway: &Gateway, wanted: Wanted) -> Result<Connection, ConnectError> {
+        let lines = self.lines.as_ref().filter(|_| !wanted.to_switch);
+        if let Some((place, sender)) = lines.and_then(|lines| lines.place(wanted.refused)) {
+            return Ok(Connection::shared(place, sender, true));
+        }
         let deadline = after(Instant::now(), self.timeouts.connect);
-        let timed_out = || ConnectError::TimedOut(self.host.clone(), self.timeouts.connect);
-        let failed = |why: String| ConnectError::Failed(self.host.clone(), why);
-        let peers = timeout_at(deadline, self.resolver.peers()).await.map_err(|_| timed_out())?;
-        let peers = peers.map_err(|error| failed(error.to_string()))?;
-        if !fresh {
-            for peer in peers.iter() {
-                if let Some(stream) = connector.reused_stream(peer).await {
-                    return Ok(Connection { http: Provider::new(stream), reused: true, pool_key: peer.reuse_hash() });
-                }
+        let peers = timeout_at(deadline, self.resolver.peers()).await.map_err(|_| self.lost(Lost::TooLate))?;
+        let peers = peers.map_err(|error| self.lost(Lost::Failed(error.to_string())))?;
+        let connector = &gateway.connector;
+        let Some(lines) = lines else {
+            let offered = if self.lines.is_some() { http1_alone(&peers) } else { peers };
+            return self.alone(connector, &offered, wanted, deadline).await;
+        };
+        loop {
+            let making = match lines.enter(wanted.refused) {
+                Entry::Place(place, sender) => return Ok(Connection::shared(place, sender, true)),
+                Entry::Alone => match pooled(connector, &peers, wanted).await {
+                    Some(connection) => return Ok(connection),
+                    None => lines.make(),
+                },
+                Entry::Make(making) => making,
+                Entry::Wait(waiting) => match timeout_at(deadline, waiting.over()).await {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(lost)) => return Err(self.lost(lost)),
+                    Err(_) => return Err(self.lost(Lost::TooLate)),
+                },
+            };
+            return self.of_their_choice(gateway, &peers, making, deadline).await;
+        }
+    }
+
+    /// A connection of HTTP/1.1.
+    async fn alone(
+        &self,
+        connector: &TransportConnector,
+        peers: &[HttpPeer],
+        wanted: Wanted,
+        deadline: Instant,
+    ) -> Result<Connection, ConnectError> {
+        if let Some(connection) = pooled(connector, peers, wanted).await {
+            return Ok(connection);
+        }
+        match race::connect(connector, peers, deadline).await {
+            Ok((stream, peer)) => Ok(Connection::alone(stream, peer, false)),
+            Err(lost) => {
+                self.resolver.doubt();
+                Err(self.lost(lost))
             }
         }
-        match race::connect(connector, &peers, deadline).await {
+    }
+
+    /// A new connection, of the version that the provider chooses.
+    async fn of_their_choice(
+        &self,
+        gateway: &Gateway,
+        peers: &[HttpPeer],
+        making: Making,
+        deadline: Instant,
+    ) -> Result<Connection, ConnectError> {
+        match race::connect(&gateway.connector, peers, deadline).await {
+            Ok((stream, _)) if stream.selected_alpn_proto() == Some(ALPN::H2) => {
+                let lost = match timeout_at(deadline, Line::open(stream)).await {
+                    Ok(Ok((sender, line))) => {
+                        let (place, sender) = making.speaks_http2(sender, line, gateway.drain.clone());
+                        return Ok(Connection::shared(place, sender, false));
+                    }
+                    Ok(Err(error)) => Lost::Failed(error.to_string()),
+                    Err(_) => Lost::TooLate,
+                };
+                making.failed(&lost);
+                Err(self.lost(lost))
+            }
             Ok((stream, peer)) => {
-                Ok(Connection { http: Provider::new(stream), reused: false, pool_key: peer.reuse_hash() })
+                making.speaks_http1();
+                Ok(Connection::alone(stream, peer, false))
             }
             Err(lost) => {
                 self.resolver.doubt();
-                Err(match lost {
-                    Lost::TooLate => timed_out(),
-                    Lost::Failed(why) => failed(why),
-                })
+                making.failed(&lost);
+                Err(self.lost(lost))
             }
+        }
+    }
+
+    fn lost(&self, lost: Lost) -> ConnectError {
+        match lost {
+            Lost::TooLate => ConnectError::TimedOut(self.host.clone(), self.timeouts.connect),
+            Lost::Failed(why) => ConnectError::Failed(self.host.clone(), why),
         }
     }
 }
 
+/// A connection of HTTP/1.1 that others have left behind. What has to be said again goes over a new one.
+async fn pooled(connector: &TransportConnector, peers: &[HttpPeer], wanted: Wanted) -> Option<Connection> {
+    if wanted.again {
+        return None;
+    }
+    for peer in peers {
+        if let Some(stream) = connector.reused_stream(peer).await {
+            return Some(Connection::alone(stream, peer, true));
+        }
+    }
+    None
+}
+
+/// The same provider, asked for HTTP/1.1 alone. The pool does not tell them apart, and need not.
+fn http1_alone(peers: &[HttpPeer]) -> Arc<[HttpPeer]> {
+    let mut peers = peers.to_vec();
+    for peer in &mut peers {
+        peer.options.alpn = ALPN::H1;
+    }
+    peers.into()
+}
+
 impl Connection {
-    /// Gives a connection on which everything went right back to the pool; any other is closed.
+    fn alone(stream: Stream, peer: &HttpPeer, reused: bool) -> Self {
+        Self { http: Provider::Http1(http1::Provider::new(stream)), reused, home: Home::Pool(peer.reuse_hash()) }
+    }
+
+    fn shared(place: Place, sender: SendRequest<Bytes>, reused: bool) -> Self {
+        let http = Provider::Http2(Box::new(http2::Provider::new(sender)));
+        Self { http, reused, home: Home::Shared(place) }
+    }
+
+    /// Which connection of HTTP/2 this is a place on.
+    pub fn line(&self) -> Option<u64> {
+        match &self.home {
+            Home::Pool(_) => None,
+            Home::Shared(place) => Some(place.line()),
+        }
+    }
+
+    /// Gives a connection on which everything went right back to the pool; any other is closed. One of HTTP/2 is its
+    /// others'.
     pub fn release(self, connector: &TransportConnector) {
-        if let Some(stream) = self.http.into_reusable() {
-            connector.release_stream(stream, self.pool_key, Some(POOL_IDLE));
+        if let (Some(stream), Home::Pool(key)) = (self.http.into_reusable(), self.home) {
+            connector.release_stream(stream, key, Some(POOL_IDLE));
         }
     }
 }

@@ -131,7 +131,7 @@ pub async fn carry(
     let (early, client_io) = client.tunnel();
     let (mut client_in, mut client_out) = tokio::io::split(client_io);
     let mut up = Lane::new(Sender::Client, early);
-    let (early, provider_io) = provider.http.tunnel();
+    let Some((early, provider_io)) = provider.http.tunnel() else { return Err(Refusal::UpstreamInvalid.into()) };
     let (mut provider_in, mut provider_out) = tokio::io::split(provider_io);
     let mut down = Lane::new(Sender::Server, early);
 

@@ -24,7 +24,7 @@ pub const DEFAULT_MAX_REQUEST_BYTES: u64 = 1 << 30;
 /// Largest request body that a policy may have to read, in bytes.
 pub const DEFAULT_MAX_HELD_BYTES: u64 = 32 << 20;
 
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "dialect",
     "base_url",
     "allowed_endpoints",
@@ -36,6 +36,7 @@ const KEYS: [&str; 14] = [
     "max_request_bytes",
     "max_held_bytes",
     "inject_usage",
+    "http2",
     "ca_file",
     "client_cert_file",
     "client_key_file",
@@ -69,6 +70,8 @@ pub struct ApiSettings {
     pub max_held_bytes: u64,
     /// Streams are asked for their usage in the client's place, and the extra chunk is hidden from it.
     pub inject_usage: bool,
+    /// The provider may choose HTTP/2. Only where it is reached by TLS.
+    pub http2: bool,
     /// PEM file with the only certificate authorities that the provider is checked against. `None`: the system's.
     pub ca_file: Option<PathBuf>,
     /// PEM file with the certificate shown to the provider, and its chain. There together with its key, or not at all.
@@ -113,6 +116,7 @@ fn plain(name: &str, dialect: Dialect, base_url: BaseUrl, held_total: u64) -> Ap
     ApiSettings {
         name: name.to_owned(),
         dialect,
+        http2: base_url.tls,
         base_url,
         allowed_endpoints: None,
         allowed_methods: None,
@@ -183,6 +187,12 @@ fn read_api(key: &Key, node: &Node, held_total: u64) -> Result<ApiSettings, Sett
         return Err(node.place.of(&fields.name("inject_usage")).error(problem));
     }
 
+    let http2 = fields.read("http2", &BOOLEAN)?.unwrap_or(base_url.tls);
+    if let (Some(node), true, false) = (fields.get("http2"), http2, base_url.tls) {
+        let problem = "found true, expected false: `base_url` is not https, and without TLS HTTP/1.1 is spoken";
+        return Err(node.place.of(&fields.name("http2")).error(problem));
+    }
+
     let file = |key: &str| tls_file(&fields, key, &base_url);
     let (ca_file, client_cert_file, client_key_file) =
         (file("ca_file")?, file("client_cert_file")?, file("client_key_file")?);
@@ -197,6 +207,7 @@ fn read_api(key: &Key, node: &Node, held_total: u64) -> Result<ApiSettings, Sett
 
     Ok(ApiSettings {
         inject_usage,
+        http2,
         ca_file,
         client_cert_file,
         client_key_file,
@@ -424,6 +435,7 @@ openai-eu:
   max_request_bytes: 10MB
   max_held_bytes: 1048576
   inject_usage: true
+  http2: false
   ca_file: ca.pem
   client_cert_file: /etc/ours.pem
   client_key_file: ours.key
@@ -454,11 +466,25 @@ openai-eu:
             total: Some(Duration::from_secs(240)),
         };
         assert_eq!(api.timeouts, timeouts);
-        assert_eq!((api.max_request_bytes, api.max_held_bytes, api.inject_usage), (10_000_000, 1 << 20, true));
+        assert_eq!((api.max_request_bytes, api.max_held_bytes), (10_000_000, 1 << 20));
+        assert_eq!((api.inject_usage, api.http2), (true, false));
         assert_eq!(
             [api.ca_file, api.client_cert_file, api.client_key_file].map(|file| file.unwrap()),
             ["ca.pem", "/etc/ours.pem", "ours.key"].map(PathBuf::from)
         );
+    }
+
+    #[test]
+    fn a_provider_may_choose_http_2_unless_that_is_forbidden() {
+        for (text, expected) in [
+            ("openai:", true),
+            ("openai: {http2: true}", true),
+            ("openai: {http2: false}", false),
+            ("openai: {base_url: 'http://a', http2: false}", false),
+            ("openai: {base_url: 'http://a'}", false),
+        ] {
+            assert_eq!(apis(text).unwrap().remove(0).http2, expected, "{text}");
+        }
     }
 
     #[test]
@@ -587,6 +613,11 @@ openai-eu:
                 "apis.gemini.inject_usage: found true, expected false: streams of the gemini",
             ),
             ("openai: {inject_usage: yes}", "apis.openai.inject_usage: found \"yes\", expected true or false"),
+            ("openai: {http2: on}", "apis.openai.http2: found \"on\", expected true or false"),
+            (
+                "openai: {base_url: 'http://a', http2: true}",
+                "f:1:39: apis.openai.http2: found true, expected false: `base_url` is not https",
+            ),
             ("openai: {ca_file: }", "apis.openai.ca_file: found nothing, expected the path of a PEM file"),
             ("openai: {ca_file: ''}", "apis.openai.ca_file: found \"\", expected the path of a PEM file"),
             ("openai: {ca_file: [a, b]}", "apis.openai.ca_file: found a list, expected the path of a PEM file"),

@@ -9,7 +9,7 @@ use llm_proxy_core::secret::Secret;
 
 use super::error::{Place, SettingsError, shown};
 use super::values::{Found, Rule};
-use super::yaml::Fields;
+use super::yaml::{Content, Fields};
 use super::{NAMES, SECRETS, dotenv, near_miss};
 
 /// A setting's value, and where it was found.
@@ -91,10 +91,39 @@ impl Layers {
         file: Option<&Fields<'_>>,
     ) -> Result<Option<Chosen<T>>, SettingsError> {
         let key = name.to_ascii_lowercase();
-        let mut chosen = match file.and_then(|fields| fields.get(&key)) {
+        let below = match file.and_then(|fields| fields.get(&key)) {
             Some(node) => Some(Chosen { value: node.read(&key, rule)?, place: node.place.of(&key) }),
             None => None,
         };
+        self.outrank(below, name, rule)
+    }
+
+    /// The same for a list, which may be one in the file. In the other layers, and in one line of the file, `rule` says
+    /// what stands between its items.
+    pub(super) fn choose_list<T>(
+        &self,
+        name: &str,
+        rule: &Rule<Vec<T>>,
+        item: &Rule<T>,
+        file: Option<&Fields<'_>>,
+    ) -> Result<Option<Chosen<Vec<T>>>, SettingsError> {
+        let key = name.to_ascii_lowercase();
+        let list = file.and_then(|fields| fields.get(&key)).filter(|node| matches!(node.content, Content::List(_)));
+        let Some(node) = list else { return self.choose(name, rule, file) };
+        let (value, place) = (node.read_list(&key, item)?, node.place.of(&key));
+        if value.is_empty() {
+            return Err(place.error("found an empty list, expected at least one item, or no such key"));
+        }
+        self.outrank(Some(Chosen { value, place }), name, rule)
+    }
+
+    /// Judges the word of every layer above the file.
+    fn outrank<T>(
+        &self,
+        mut chosen: Option<Chosen<T>>,
+        name: &str,
+        rule: &Rule<T>,
+    ) -> Result<Option<Chosen<T>>, SettingsError> {
         for given in self.given.iter().filter(|given| given.name == name) {
             let value = rule.judge(Found::Text(given.text.expose())).map_err(|problem| given.place.error(problem))?;
             chosen = Some(Chosen { value, place: given.place.clone() });

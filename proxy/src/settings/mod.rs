@@ -19,6 +19,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use llm_proxy_core::network::cidr::Network;
 use llm_proxy_core::secret::Secret;
 
 pub use self::apis::{
@@ -35,12 +36,15 @@ use self::yaml::{Content, Fields, Node};
 
 /// Every setting that flags, environment and `.env` know, by its variable's name. The YAML key is its lower-case form
 /// (all but `CONFIG`), the flag its kebab-case form.
-pub const NAMES: [&str; 16] = [
+pub const NAMES: [&str; 19] = [
     "CONFIG",
     "LISTEN_ADDR",
     "ADMIN_LISTEN_ADDR",
     "TLS_CERT_FILE",
     "TLS_KEY_FILE",
+    "TRUSTED_PROXIES",
+    "PROXY_PROTOCOL",
+    "RECORD_CLIENT_ADDRESS",
     "DATA_DIR",
     "DATABASE_URL",
     "MANAGEMENT_TOKEN",
@@ -85,6 +89,13 @@ pub struct Settings {
     pub admin_listen_addr: SocketAddr,
     /// Certificate and key of the data plane's listener. `None`: it speaks in the clear.
     pub tls: Option<TlsFiles>,
+    /// Who is believed about where a request came from: load balancers and proxies before the data plane.
+    pub trusted_proxies: Vec<Network>,
+    /// Connections to the data plane come from trusted proxies only, and begin with a header of the PROXY protocol. Never
+    /// without `trusted_proxies`.
+    pub proxy_protocol: bool,
+    /// How much of clients' addresses goes into records.
+    pub record_client_address: RecordClientAddress,
     /// Where everything is kept that outlives the process.
     pub data_dir: PathBuf,
     /// A `sqlite:` URL. `None`: the SQLite file in `data_dir`.
@@ -116,6 +127,31 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// PEM: the certificate's private key.
     pub key: PathBuf,
+}
+
+/// How much of a client's address goes into records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordClientAddress {
+    /// Nothing.
+    None,
+    /// The network around it: 256 addresses of IPv4, a site of IPv6.
+    Truncated,
+    /// All of it.
+    Full,
+}
+
+impl RecordClientAddress {
+    /// All choices.
+    pub const ALL: [Self; 3] = [Self::None, Self::Truncated, Self::Full];
+
+    /// As it is written in settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Truncated => "truncated",
+            Self::Full => "full",
+        }
+    }
 }
 
 /// How much is logged.
@@ -215,6 +251,7 @@ pub(crate) fn load_with(
 
     let file = config_file(&layers, working_dir, read)?;
     let settings = judge(&layers, file.as_ref(), working_dir)?;
+    warnings.extend(without_effect(&settings));
     Ok(Loaded { settings, warnings })
 }
 
@@ -275,6 +312,9 @@ fn judge(layers: &Layers, file: Option<&Node>, working_dir: &Path) -> Result<Set
         layers.choose("TLS_KEY_FILE", &rules::PATH, file)?,
         working_dir,
     )?;
+    let trusted_proxies = layers.choose_list("TRUSTED_PROXIES", &rules::NETWORKS, &rules::NETWORK, file)?;
+    let trusted_proxies = trusted_proxies.map_or_else(Vec::new, |chosen| chosen.value);
+    let proxy_protocol = proxy_protocol(layers.choose("PROXY_PROTOCOL", &rules::ON_OR_OFF, file)?, &trusted_proxies)?;
     let data_dir = layers.choose("DATA_DIR", &rules::PATH, file)?;
     let data_dir = data_dir.map_or_else(|| PathBuf::from(DEFAULT_DATA_DIR), |chosen| chosen.value);
     layers.choose("REDIS_URL", &rules::REDIS_URL, file)?;
@@ -291,6 +331,11 @@ fn judge(layers: &Layers, file: Option<&Node>, working_dir: &Path) -> Result<Set
         listen_addr,
         admin_listen_addr,
         tls,
+        trusted_proxies,
+        proxy_protocol,
+        record_client_address: layers
+            .choose("RECORD_CLIENT_ADDRESS", &rules::RECORD_CLIENT_ADDRESS, file)?
+            .map_or(RecordClientAddress::None, |chosen| chosen.value),
         data_dir: below(working_dir, &data_dir),
         database_url: layers.choose("DATABASE_URL", &rules::DATABASE_URL, file)?.map(|chosen| chosen.value),
         management_token: layers.choose("MANAGEMENT_TOKEN", &rules::MANAGEMENT_TOKEN, file)?.map(|chosen| chosen.value),
@@ -341,6 +386,24 @@ fn tls_files(
         (None, Some(alone)) => Err(alone.place.error("found it without TLS_CERT_FILE, expected both or neither")),
         (None, None) => Ok(None),
     }
+}
+
+/// On only with somebody to believe: a header that anybody may send tells nothing, and one that nobody may send would
+/// close every connection.
+fn proxy_protocol(chosen: Option<Chosen<bool>>, trusted_proxies: &[Network]) -> Result<bool, SettingsError> {
+    match chosen {
+        Some(Chosen { value: true, place }) if trusted_proxies.is_empty() => Err(place.error(
+            "found on without TRUSTED_PROXIES, expected there the addresses of the load balancers that send the header",
+        )),
+        chosen => Ok(chosen.is_some_and(|chosen| chosen.value)),
+    }
+}
+
+/// What is set and does nothing. No error: where addresses are not to be recorded, the list may stay.
+fn without_effect(settings: &Settings) -> Option<String> {
+    let is_used = settings.proxy_protocol || settings.record_client_address != RecordClientAddress::None;
+    (!settings.trusted_proxies.is_empty() && !is_used)
+        .then(|| "TRUSTED_PROXIES does nothing: PROXY_PROTOCOL is off and RECORD_CLIENT_ADDRESS is none".to_owned())
 }
 
 fn default_api(chosen: Option<Chosen<String>>, apis: &[ApiSettings]) -> Result<String, SettingsError> {

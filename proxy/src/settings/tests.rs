@@ -60,11 +60,15 @@ fn told() -> Told {
 /// Each setting with four values, and how it reads back.
 type Row = (&'static str, [&'static str; 4], fn(&Settings) -> String);
 
-const ROWS: [Row; 11] = [
+const ROWS: [Row; 13] = [
     ("LISTEN_ADDR", ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:4"], |s| s.listen_addr.to_string()),
     ("ADMIN_LISTEN_ADDR", ["127.0.0.1:1", "127.0.0.1:2", "[::1]:3", "127.0.0.1:4"], |s| {
         s.admin_listen_addr.to_string()
     }),
+    ("TRUSTED_PROXIES", ["10.0.0.0/8,::1/128", "10.0.0.0/9", "10.0.0.0/10", "10.0.0.0/11"], |s| {
+        s.trusted_proxies.iter().map(Network::to_string).collect::<Vec<_>>().join(",")
+    }),
+    ("RECORD_CLIENT_ADDRESS", ["full", "truncated", "none", "full"], |s| s.record_client_address.name().to_owned()),
     ("DATA_DIR", ["/a", "/b", "/c", "/d"], |s| s.data_dir.display().to_string()),
     ("DATABASE_URL", ["sqlite:a", "sqlite:b", "sqlite:c", "sqlite:d"], |s| s.database_url.clone().unwrap_or_default()),
     ("MANAGEMENT_TOKEN", ["0f8e2b1c9d7a6351", "0f8e2b1c9d7a6352", "0f8e2b1c9d7a6353", "0f8e2b1c9d7a6354"], |s| {
@@ -139,6 +143,8 @@ fn nothing_at_all_is_the_documented_defaults() {
         assert!(warnings.is_empty());
         assert_eq!(settings.listen_addr.to_string(), "127.0.0.1:8080");
         assert_eq!(settings.admin_listen_addr.to_string(), "127.0.0.1:8081");
+        assert_eq!((settings.trusted_proxies, settings.proxy_protocol), (Vec::new(), false));
+        assert_eq!(settings.record_client_address, RecordClientAddress::None);
         assert_eq!(settings.data_dir, Path::new("/srv/data"));
         assert_eq!(settings.data_dir.display().to_string(), "/srv/data");
         assert_eq!((settings.database_url, settings.management_token, settings.root_key), (None, None, None));
@@ -210,6 +216,28 @@ fn a_bad_value_is_one_line_with_place_found_and_expected() {
             told().variable("LOG_LEVEL", "INFO"),
             "LOG_LEVEL: found \"INFO\", expected one of error, warn, info, debug, trace",
         ),
+        (
+            told().variable("TRUSTED_PROXIES", "10.0.0.0/8,10.1.2.3/16"),
+            "TRUSTED_PROXIES: found \"10.1.2.3/16\", the address has bits behind the prefix: expected 10.1.0.0/16",
+        ),
+        (told().flag("TRUSTED_PROXIES", ""), "--trusted-proxies: found \"\", expected an IP address or network"),
+        (
+            told().file("llm-proxy.yaml", "trusted_proxies: [10.0.0.0/8, balancer]\n"),
+            "llm-proxy.yaml:1:31: trusted_proxies: found \"balancer\", expected an IP address or network",
+        ),
+        (
+            told().file("llm-proxy.yaml", "trusted_proxies: []\n"),
+            "llm-proxy.yaml:1:18: trusted_proxies: found an empty list, expected at least one item",
+        ),
+        (
+            told().file("llm-proxy.yaml", "trusted_proxies:\n"),
+            "llm-proxy.yaml:1:1: trusted_proxies: found nothing, expected IP addresses and networks",
+        ),
+        (told().variable("PROXY_PROTOCOL", "true"), "PROXY_PROTOCOL: found \"true\", expected on or off"),
+        (
+            told().variable("RECORD_CLIENT_ADDRESS", "yes"),
+            "RECORD_CLIENT_ADDRESS: found \"yes\", expected one of none, truncated, full",
+        ),
         (told().variable("LOG_FORMAT", "logfmt"), "LOG_FORMAT: found \"logfmt\", expected one of text, json"),
         (told().variable("DATABASE_URL", "postgres://h/d"), "DATABASE_URL: found a postgres: URL, expected sqlite:"),
         (
@@ -254,6 +282,50 @@ fn certificate_and_key_come_together_from_whatever_layers() {
         (file().flag("TLS_KEY_FILE", ""), "--tls-key-file: found \"\", expected a path"),
     ] {
         assert_eq!(told.error(), expected);
+    }
+}
+
+#[test]
+fn the_proxy_protocol_needs_somebody_to_believe_from_whatever_layer() {
+    let proxies = |told: Told| {
+        let settings = told.settings();
+        (settings.proxy_protocol, settings.trusted_proxies.iter().map(Network::to_string).collect::<Vec<_>>())
+    };
+    let both = (true, vec!["10.0.0.0/8".to_owned(), "192.0.2.7/32".to_owned()]);
+    for told in [
+        told().flag("PROXY_PROTOCOL", "on").variable("TRUSTED_PROXIES", "10.0.0.0/8, 192.0.2.7"),
+        told().file(".env", "PROXY_PROTOCOL=on\nTRUSTED_PROXIES=\"10.0.0.0/8, 192.0.2.7\"\n"),
+        told().file("llm-proxy.yaml", "proxy_protocol: on\ntrusted_proxies: 10.0.0.0/8, 192.0.2.7\n"),
+        told().file("llm-proxy.yaml", "proxy_protocol: 'on'\ntrusted_proxies:\n  - 10.0.0.0/8\n  - 192.0.2.7\n"),
+        told()
+            .file("llm-proxy.yaml", "trusted_proxies: [\"::1\"]\nproxy_protocol: off\n")
+            .variable("PROXY_PROTOCOL", "on")
+            .flag("TRUSTED_PROXIES", "10.0.0.0/8,192.0.2.7"),
+    ] {
+        assert_eq!(proxies(told), both);
+    }
+    for (told, place) in [
+        (told().flag("PROXY_PROTOCOL", "on"), "--proxy-protocol"),
+        (told().variable("PROXY_PROTOCOL", "on").variable("TRUSTED_PROXIES", ""), "PROXY_PROTOCOL"),
+        (told().file("llm-proxy.yaml", "proxy_protocol: on\n"), "llm-proxy.yaml:1:17: proxy_protocol"),
+    ] {
+        let expected = "found on without TRUSTED_PROXIES, expected there the addresses of the load balancers that send \
+                        the header";
+        assert_eq!(told.error(), format!("{place}: {expected}"));
+    }
+}
+
+#[test]
+fn trusted_proxies_that_nobody_asks_for_are_told_of() {
+    let told = told().variable("TRUSTED_PROXIES", "10.0.0.0/8");
+    let idle = "TRUSTED_PROXIES does nothing: PROXY_PROTOCOL is off and RECORD_CLIENT_ADDRESS is none";
+    assert_eq!(told.load().unwrap().warnings, [idle]);
+    for used in [
+        told.clone().variable("PROXY_PROTOCOL", "on"),
+        told.clone().variable("RECORD_CLIENT_ADDRESS", "truncated"),
+        told.clone().variable("RECORD_CLIENT_ADDRESS", "full"),
+    ] {
+        assert_eq!(used.load().unwrap().warnings, [] as [&str; 0]);
     }
 }
 

@@ -11,11 +11,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use llm_proxy_core::dialect::Dialect;
+use llm_proxy_core::network::cidr::Network;
 use llm_proxy_core::secret::Secret;
 use secrecy::zeroize::Zeroizing;
 
 use super::error::quoted;
-use super::{LogFormat, LogLevel};
+use super::{LogFormat, LogLevel, RecordClientAddress};
 
 /// What stands where a single value is expected.
 #[derive(Clone, Copy)]
@@ -90,6 +91,20 @@ pub(super) const ADDRESS: Rule<SocketAddr> = Rule::new(
     address,
 );
 pub(super) const PATH: Rule<PathBuf> = Rule::new("a path", path);
+pub(super) const NETWORK: Rule<Network> =
+    Rule::new("an IP address or network, such as 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32", network);
+pub(super) const NETWORKS: Rule<Vec<Network>> =
+    Rule::new("IP addresses and networks, separated by commas, such as 10.0.0.0/8,2001:db8::/32", |text| {
+        text.split(',').map(|entry| network(entry.trim_matches(' '))).collect()
+    });
+pub(super) const ON_OR_OFF: Rule<bool> = Rule::new("on or off", |text| match text {
+    "on" => Ok(true),
+    "off" => Ok(false),
+    _ => Err(Refused::Malformed),
+});
+pub(super) const RECORD_CLIENT_ADDRESS: Rule<RecordClientAddress> = Rule::new("one of none, truncated, full", |text| {
+    RecordClientAddress::ALL.into_iter().find(|choice| choice.name() == text).ok_or(Refused::Malformed)
+});
 pub(super) const DATABASE_URL: Rule<String> =
     Rule::secret("a database URL such as sqlite:/var/lib/llm-proxy/llm-proxy.db", database_url);
 pub(super) const MANAGEMENT_TOKEN: Rule<Secret> = Rule::secret(MANAGEMENT_TOKEN_FORM, management_token);
@@ -154,6 +169,11 @@ fn address(text: &str) -> Result<SocketAddr, Refused> {
         ))),
         _ => Err(Refused::Malformed),
     }
+}
+
+/// One of a list. Which one it is that cannot be meant, and what it should be, stands in the message.
+fn network(text: &str) -> Result<Network, Refused> {
+    text.parse().map_err(|problem| Refused::Because(format!("found {}, {problem}", quoted(text))))
 }
 
 fn path(text: &str) -> Result<PathBuf, Refused> {
@@ -380,6 +400,39 @@ mod tests {
             let problem = problem(&ADDRESS, text);
             assert!(problem.contains("0.0.0.0:8080") && problem.contains("127.0.0.1:8080"), "{problem}");
         }
+    }
+
+    #[test]
+    fn networks_are_whole_and_each_is_judged() {
+        for (text, expected) in [
+            ("10.0.0.0/8", &["10.0.0.0/8"][..]),
+            ("192.0.2.7", &["192.0.2.7/32"]),
+            ("10.0.0.0/8,::1", &["10.0.0.0/8", "::1/128"]),
+            (" 10.0.0.0/8 ,  2001:db8::/32 ", &["10.0.0.0/8", "2001:db8::/32"]),
+            ("::ffff:10.0.0.0/104", &["10.0.0.0/8"]),
+        ] {
+            let networks = NETWORKS.judge(Found::Text(text)).unwrap();
+            assert_eq!(networks.iter().map(Network::to_string).collect::<Vec<_>>(), expected, "{text}");
+        }
+        for (text, found, expected) in [
+            ("", "\"\"", "expected an IP address or network"),
+            ("10.0.0.0/8,", "\"\"", "expected an IP address or network"),
+            ("10.0.0.0/8,,::1", "\"\"", "expected an IP address or network"),
+            ("10.0.0.0/8 ::1", "\"10.0.0.0/8 ::1\"", "expected a prefix length from 0 to 32"),
+            ("::1,balancer", "\"balancer\"", "expected an IP address or network"),
+            ("10.0.0.1:80", "\"10.0.0.1:80\"", "expected an IP address or network"),
+            ("10.0.0.0/33", "\"10.0.0.0/33\"", "expected a prefix length from 0 to 32"),
+            ("10.0.0.0/255.0.0.0", "\"10.0.0.0/255.0.0.0\"", "expected a prefix length from 0 to 32"),
+            ("::1,10.1.2.3/8", "\"10.1.2.3/8\"", "expected 10.0.0.0/8 for the network"),
+            ("*", "\"*\"", "expected an IP address or network"),
+        ] {
+            let problem = problem(&NETWORKS, text);
+            assert!(
+                problem.starts_with(&format!("found {found}, ")) && problem.contains(expected),
+                "{text}: {problem}"
+            );
+        }
+        assert!(problem(&NETWORK, "10.0.0.0/8,::1").starts_with("found \"10.0.0.0/8,::1\", expected a prefix length"));
     }
 
     #[test]

@@ -123,6 +123,7 @@ fn written(settings: &Settings) -> Option<String> {
     let mut file = String::new();
     let mut line = |indent: usize, key: &str, value: String| writeln!(file, "{:indent$}{key}: {value}", "");
     let text = |value: Option<&str>| value.map(quoted);
+    let proxies: Vec<String> = settings.trusted_proxies.iter().map(ToString::to_string).collect();
     let all = [
         ("listen_addr", Some(quoted(&settings.listen_addr.to_string()))),
         ("admin_listen_addr", Some(quoted(&settings.admin_listen_addr.to_string()))),
@@ -137,6 +138,9 @@ fn written(settings: &Settings) -> Option<String> {
         ("max_held_bytes_total", Some(settings.max_held_bytes_total.to_string())),
         ("tls_cert_file", text(settings.tls.as_ref().and_then(|tls| tls.certificate.to_str()))),
         ("tls_key_file", text(settings.tls.as_ref().and_then(|tls| tls.key.to_str()))),
+        ("trusted_proxies", (!proxies.is_empty()).then(|| list(&proxies))),
+        ("proxy_protocol", Some(if settings.proxy_protocol { "on" } else { "off" }.to_owned())),
+        ("record_client_address", Some(settings.record_client_address.name().to_owned())),
         ("default_api", text(Some(settings.default_api.as_str()))),
         ("apis", Some(String::new())),
     ];
@@ -177,6 +181,7 @@ fn written(settings: &Settings) -> Option<String> {
         key("max_request_bytes", api.max_request_bytes.to_string()).ok()?;
         key("max_held_bytes", api.max_held_bytes.to_string()).ok()?;
         key("inject_usage", api.inject_usage.to_string()).ok()?;
+        key("http2", api.http2.to_string()).ok()?;
         for (name, file) in [
             ("ca_file", &api.ca_file),
             ("client_cert_file", &api.client_cert_file),

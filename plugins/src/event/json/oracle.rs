@@ -59,6 +59,7 @@ pub(super) fn to_json_line(exchange: &Exchange) -> Vec<u8> {
         request_bytes: exchange.request_bytes,
         response_bytes: exchange.response_bytes,
         finish_reasons: (!exchange.finish_reasons.is_empty()).then_some(&exchange.finish_reasons),
+        client_address: exchange.client_address.as_deref(),
         client_request_id: exchange.client_request_id.as_deref(),
         provider_request_id: exchange.provider_request_id.as_deref(),
         attempt: exchange.attempt,
@@ -97,6 +98,7 @@ struct Line<'a> {
     request_bytes: Option<u64>,
     response_bytes: Option<u64>,
     finish_reasons: Option<&'a Vec<String>>,
+    client_address: Option<&'a str>,
     client_request_id: Option<&'a str>,
     provider_request_id: Option<&'a str>,
     attempt: Option<u32>,
@@ -165,7 +167,7 @@ fn rfc3339(microseconds: i64) -> Option<String> {
 /// Exchanges with anything in any field.
 pub(super) fn exchange() -> impl Strategy<Value = Exchange> {
     let facts = (
-        vec(option::of(text()), 13),
+        vec(option::of(text()), 14),
         vec(option::of(number()), 14),
         vec(any::<u32>(), 3),
         vec(-1..12_i32, 3),
@@ -227,6 +229,7 @@ pub(super) fn exchange() -> impl Strategy<Value = Exchange> {
             request_bytes: number(),
             response_bytes: number(),
             finish_reasons,
+            client_address: text(),
             client_request_id: text(),
             provider_request_id: text(),
             attempt: small.next(),

@@ -1,14 +1,20 @@
-//! The head of a provider's answer, parsed strictly (RFC 9112 §4–§6) and read by position.
+//! The head of a provider's answer, parsed strictly (RFC 9112 §4–§6) and read by position. One that came over HTTP/2 is
+//! written down and judged by the same measures.
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::lines::{self, BadLine, narrow};
-use super::octets::has_control;
+use super::octets::{has_control, is_token};
 
 /// The most field lines taken.
 const MOST_FIELDS: usize = 256;
+/// The largest list of fields taken from a stream of HTTP/2, names and values together, in bytes.
+const LARGEST_LIST: usize = 64 * 1024;
+/// The fields of one connection of HTTP/1.1, which HTTP/2 does not have (RFC 9113 §8.2.2).
+const OF_A_CONNECTION: [&[u8]; 5] =
+    [b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"];
 
 /// How an answer's body is delimited (RFC 9112 §6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +23,7 @@ pub enum BodyFraming {
     None,
     /// So many bytes.
     Length(u64),
-    /// Chunked.
+    /// Chunked, or to the end of its stream of HTTP/2.
     Chunked,
     /// Until the connection closes.
     UntilClose,
@@ -178,6 +184,55 @@ impl AnswerHead {
         Ok(head)
     }
 
+    /// The head of an answer on a stream of HTTP/2, from its status and its fields in order, names in lower case (RFC 9113
+    /// §8.3.2). White space around a value is left out, as that of a field line is.
+    ///
+    /// # Errors
+    /// [`BadAnswer`]: what HTTP/1.1 would not have either, a field of a connection (§8.2.2), or 101 (§8.6).
+    pub fn from_fields<'a>(
+        status: u16,
+        fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+        asked: Asked,
+    ) -> Result<Self, BadAnswer> {
+        if !(100..=999).contains(&status) {
+            return Err(BadAnswer("its status is not three digits"));
+        }
+        if status == 101 {
+            return Err(BadAnswer("it switches protocols, which HTTP/2 cannot"));
+        }
+        let mut raw = Vec::with_capacity(1024);
+        let mut found = Vec::with_capacity(24);
+        for (name, value) in fields {
+            if found.len() == MOST_FIELDS {
+                return Err(BadAnswer("it has more than 256 fields"));
+            }
+            if name.is_empty() || !is_token(name) || name.iter().any(u8::is_ascii_uppercase) {
+                return Err(BadAnswer("the name of a field is no token in lower case"));
+            }
+            if OF_A_CONNECTION.contains(&name) {
+                return Err(BadAnswer("it has a field of a connection"));
+            }
+            if has_control(value) {
+                return Err(BadAnswer("a field value has a control octet"));
+            }
+            found.push(Field {
+                kind: AnswerName::of(name),
+                name: written(&mut raw, name),
+                value: written(&mut raw, value.trim_ascii()),
+            });
+            if raw.len() > LARGEST_LIST {
+                return Err(BadAnswer("its fields are larger than 64 KiB"));
+            }
+        }
+        let mut head = Self { raw: raw.into(), status, fields: found, framing: BodyFraming::None, persists: true };
+        head.framing = match head.judge_framing(asked == Asked::Head, true)? {
+            // A stream has an end of its own.
+            BodyFraming::UntilClose => BodyFraming::Chunked,
+            framing => framing,
+        };
+        Ok(head)
+    }
+
     /// The status code.
     pub fn status(&self) -> u16 {
         self.status
@@ -256,6 +311,13 @@ impl AnswerHead {
     }
 }
 
+/// Appends to the bytes of a head, and tells where.
+fn written(raw: &mut Vec<u8>, text: &[u8]) -> Range<u32> {
+    let start = raw.len();
+    raw.extend_from_slice(text);
+    narrow(&(start..raw.len()))
+}
+
 fn digits(value: &[u8]) -> Result<u64, BadAnswer> {
     lines::digits(value).ok_or(BadAnswer("its Content-Length is not 1 to 15 digits"))
 }
@@ -294,4 +356,84 @@ fn field_line(text: &[u8], start: usize, end: usize) -> Result<Field, BadAnswer>
     })?;
     let kind = AnswerName::of(text.get(name.clone()).unwrap_or(&[]));
     Ok(Field { kind, name: narrow(&name), value: narrow(&value) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_stream(status: u16, fields: &[(&str, &str)], asked: Asked) -> Result<AnswerHead, BadAnswer> {
+        AnswerHead::from_fields(status, fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())), asked)
+    }
+
+    #[test]
+    fn a_head_of_a_stream_is_read_as_one_of_http_1_1() {
+        let fields =
+            [("content-type", "text/plain"), ("x-a", " 1\t"), ("link", "</a>"), ("x-a", "\u{e9}"), ("x-b", "")];
+        let head = of_stream(200, &fields, Asked::Ordinary).unwrap();
+        let read: Vec<_> = head.fields().collect();
+        assert_eq!(
+            read,
+            [
+                (AnswerName::ContentType, &b"content-type"[..], &b"text/plain"[..]),
+                (AnswerName::Other, b"x-a", b"1"),
+                (AnswerName::Link, b"link", b"</a>"),
+                (AnswerName::Other, b"x-a", "\u{e9}".as_bytes()),
+                (AnswerName::Other, b"x-b", b""),
+            ]
+        );
+        assert_eq!(head.status(), 200);
+        assert!(head.persists() && !head.is_interim() && !head.is_switch());
+        let hints = of_stream(103, &[("link", "</a>")], Asked::Ordinary).unwrap();
+        assert!(hints.is_interim() && hints.get(AnswerName::Link) == Some(&b"</a>"[..]));
+    }
+
+    #[test]
+    fn the_body_of_a_stream_ends_by_its_length_or_with_the_stream() {
+        for (status, length, asked, expected) in [
+            (200, None, Asked::Ordinary, BodyFraming::Chunked),
+            (200, Some("5"), Asked::Ordinary, BodyFraming::Length(5)),
+            (200, Some("0"), Asked::Ordinary, BodyFraming::Length(0)),
+            (200, Some("5"), Asked::Head, BodyFraming::None),
+            (200, None, Asked::Head, BodyFraming::None),
+            (204, None, Asked::Ordinary, BodyFraming::None),
+            (304, Some("5"), Asked::Ordinary, BodyFraming::None),
+            (103, None, Asked::Ordinary, BodyFraming::None),
+        ] {
+            let fields: Vec<_> = length.map(|length| ("content-length", length)).into_iter().collect();
+            let head = of_stream(status, &fields, asked).unwrap();
+            assert_eq!(head.framing(), expected, "{status} {length:?} {asked:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_stream_must_not_say_is_no_answer() {
+        let many = vec![("x-a", "1"); MOST_FIELDS + 1];
+        let large = "a".repeat(LARGEST_LIST);
+        for (status, fields, told) in [
+            (101, &[][..], "switches"),
+            (99, &[], "three digits"),
+            (1000, &[], "three digits"),
+            (200, &[("connection", "close")], "of a connection"),
+            (200, &[("keep-alive", "1")], "of a connection"),
+            (200, &[("proxy-connection", "close")], "of a connection"),
+            (200, &[("transfer-encoding", "chunked")], "of a connection"),
+            (200, &[("upgrade", "h2c")], "of a connection"),
+            (200, &[("", "1")], "no token"),
+            (200, &[("x a", "1")], "no token"),
+            (200, &[("X-A", "1")], "no token"),
+            (200, &[(":status", "200")], "no token"),
+            (200, &[("x-a", "1\r\nx-b: 2")], "control"),
+            (200, &[("x-a", "\0")], "control"),
+            (200, &[("content-length", "5"), ("content-length", "5")], "framed twice"),
+            (200, &[("content-length", "+5")], "15 digits"),
+            (200, &[("content-length", "5, 5")], "15 digits"),
+            (204, &[("content-length", "1234567890123456")], "15 digits"),
+            (200, &many, "256 fields"),
+            (200, &[("x-a", &large)], "64 KiB"),
+        ] {
+            let bad = of_stream(status, fields, Asked::Switch).unwrap_err();
+            assert!(bad.0.contains(told), "{status} {told}: {}", bad.0);
+        }
+    }
 }

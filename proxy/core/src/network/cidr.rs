@@ -40,6 +40,13 @@ pub enum InvalidNetwork {
 }
 
 impl Network {
+    /// The network of this size that the address lies in. A prefix longer than the address is the address alone.
+    pub fn around(address: IpAddr, prefix: u8) -> Self {
+        let address = address.to_canonical();
+        let prefix = prefix.min(width(address));
+        Self { first: first(address, prefix), prefix }
+    }
+
     /// Whether the address lies in this network.
     pub fn contains(&self, address: IpAddr) -> bool {
         // Cut at our prefix, an address of the other family stays one, so it equals nothing here.
@@ -55,8 +62,7 @@ pub fn any_contains(networks: &[Network], address: IpAddr) -> bool {
 /// The network of this one address.
 impl From<IpAddr> for Network {
     fn from(address: IpAddr) -> Self {
-        let address = address.to_canonical();
-        Self { first: address, prefix: width(address) }
+        Self::around(address, u8::MAX)
     }
 }
 
@@ -150,6 +156,21 @@ mod tests {
     fn an_address_is_a_network_of_one() {
         for text in ["192.0.2.7", "2001:db8::1", "::ffff:192.0.2.7"] {
             assert_eq!(Network::from(text.parse::<IpAddr>().unwrap()), network(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_lies_in_one_network_of_each_size() {
+        for (address, prefix, expected) in [
+            ("192.0.2.7", 24, "192.0.2.0/24"),
+            ("192.0.2.7", 0, "0.0.0.0/0"),
+            ("192.0.2.7", 32, "192.0.2.7/32"),
+            ("192.0.2.7", 48, "192.0.2.7/32"),
+            ("::ffff:192.0.2.7", 24, "192.0.2.0/24"),
+            ("2001:db8:1:2::3", 48, "2001:db8:1::/48"),
+            ("2001:db8:1:2::3", 255, "2001:db8:1:2::3/128"),
+        ] {
+            assert_eq!(Network::around(address.parse().unwrap(), prefix).to_string(), expected, "{address} {prefix}");
         }
     }
 

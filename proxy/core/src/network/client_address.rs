@@ -41,6 +41,13 @@ pub fn client_address<'a>(
     }
 }
 
+/// The network around an address that is kept where the address itself is not to be: 256 addresses of IPv4, or the most
+/// that one site gets of IPv6 (RFC 6177 §2).
+pub fn truncated(address: IpAddr) -> Network {
+    let prefix = if address.to_canonical().is_ipv4() { 24 } else { 48 };
+    Network::around(address, prefix)
+}
+
 fn walk(peer: IpAddr, trusted: &[Network], addresses: impl Iterator<Item = Option<IpAddr>>) -> IpAddr {
     let mut client = peer;
     for address in addresses {
@@ -328,6 +335,18 @@ mod tests {
             assert_eq!(of("10.0.0.1", &[], &[element]), "10.0.0.1", "{element}");
             let line = format!("for=198.51.100.7, {element}, for=10.0.0.2");
             assert_eq!(of("10.0.0.1", &[], &[&line]), "10.0.0.2", "{line}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_address_is_a_network_of_many() {
+        for (address, expected) in [
+            ("192.0.2.77", "192.0.2.0/24"),
+            ("::ffff:192.0.2.77", "192.0.2.0/24"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1::/48"),
+            ("::1", "::/48"),
+        ] {
+            assert_eq!(truncated(address.parse().unwrap()).to_string(), expected, "{address}");
         }
     }
 
