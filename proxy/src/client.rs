@@ -44,6 +44,15 @@ impl Client {
         }
     }
 
+    /// Whether what the client still has to send is known to be so little that the connection can outlive an answer given
+    /// now. A stream is no connection.
+    pub fn rest_is_small(&self) -> bool {
+        match self {
+            Self::Http1(client) => client.rest_is_small(),
+            Self::Http2(_) => true,
+        }
+    }
+
     /// The next piece of the request's body; `None` at its end. Cancel safe.
     ///
     /// # Errors

@@ -26,7 +26,9 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::listening::Service;
 use pingora_core::tls::{RootCertStore, load_platform_certs_incl_env_into_store};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::data_dir::DataDir;
@@ -36,6 +38,7 @@ use crate::plane::drain::Drain;
 use crate::plane::held::HeldBytes;
 use crate::plane::metrics::{self, Metrics};
 use crate::plane::sampler::Sampler;
+use crate::plane::settle;
 use crate::plane::tokens::Tokens;
 use crate::plane::upstream::Upstream;
 use crate::plane::{Gateway, Plane};
@@ -43,8 +46,6 @@ use crate::settings::{ApiSettings, Settings};
 use crate::tls::TlsListener;
 use crate::{logging, shutdown};
 
-/// Idle connections to providers kept.
-const POOLED: usize = 1024;
 /// Beyond the drain time, how long the end of the process may take at most.
 const LAST_STEPS: Duration = Duration::from_secs(10);
 
@@ -68,6 +69,7 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    raise_file_limit();
     // rustls wants one provider for the process; the tree has only ring.
     let _ = rustls::crypto::ring::default_provider().install_default();
 
@@ -97,7 +99,10 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
             control.spawn(renewal.run());
             Some(listener)
         }
-        None => None,
+        None => {
+            control.spawn(ignore_hangup());
+            None
+        }
     };
     let database_url =
         settings.database_url.clone().unwrap_or_else(|| format!("sqlite:{}", data_dir.join("llm-proxy.db").display()));
@@ -260,7 +265,8 @@ fn connector(speaks_tls: bool) -> Result<TransportConnector> {
              or name them in SSL_CERT_FILE"
         );
     }
-    Ok(TransportConnector::new(Some(ConnectorOptions::new(POOLED))))
+    // Its pool stays empty: connections wait elsewhere (`plane/idle.rs`).
+    Ok(TransportConnector::new(Some(ConnectorOptions::new(1))))
 }
 
 /// Binds both listeners, so that a taken port is told before anything is made.
@@ -288,7 +294,6 @@ fn serve(edge: Edge, listen_addr: SocketAddr, drain_timeout: Duration, signals: 
         // Pingora sleeps all of it; the ending exits the process sooner.
         grace_period_seconds: Some(drain_timeout.saturating_add(LAST_STEPS).as_secs().saturating_add(1)),
         graceful_shutdown_timeout_seconds: Some(1),
-        upstream_keepalive_pool_size: POOLED,
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
@@ -321,6 +326,7 @@ impl Ending {
         control.block_on(stopping.notified());
         control.block_on(shutdown::drain(&self.gateway, self.patience));
         control.block_on(self.gateway.tokens.give_back_all());
+        settle::record_rest(&self.gateway);
         self.stopped.notify_one();
         self.counter.stop();
         let left = self.sink.drain(LAST_STEPS).remaining;
@@ -338,7 +344,25 @@ impl Ending {
     }
 }
 
-/// What is done now and then: histograms are folded, delivered journal segments deleted.
+/// SIGHUP renews the certificate (`tls.rs`). Where there is none it does nothing: an operator who sends it does not mean the
+/// process to die, which is what the system would do.
+async fn ignore_hangup() {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    while hangup.recv().await.is_some() {
+        tracing::info!("SIGHUP: there is no certificate to be read again, and other settings need a restart");
+    }
+}
+
+/// As many open files as the system lets this process have: each exchange needs two, and an idle connection one.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, current = limit.current, "the number of open files could not be raised to its limit");
+    }
+}
+
+/// What is done now and then: the rest of a flood of refusals is recorded, histograms are folded, delivered journal
+/// segments deleted.
 async fn keep_house(
     gateway: Arc<Gateway>,
     prometheus: metrics_exporter_prometheus::PrometheusHandle,
@@ -348,6 +372,7 @@ async fn keep_house(
     let mut tick = tokio::time::interval(Duration::from_secs(5));
     loop {
         tick.tick().await;
+        settle::record_rest(&gateway);
         prometheus.run_upkeep();
         // A segment goes when every consumer has passed it and no running exchange has its beginning in it.
         let running = gateway.begun.lock().first().map_or(u64::MAX, |first| first.saturating_sub(1));

@@ -219,7 +219,7 @@ impl Refusal {
             Self::UpstreamCut => "The provider's answer ended in the middle. Try again.".into(),
             Self::UpstreamTimeout(clock) => format!("The provider took too long (clock: {clock}). Try again.").into(),
             Self::StoreUnavailable => "This token could not be checked just now. Try again.".into(),
-            Self::Overloaded => "The proxy is holding all it can just now. Try again.".into(),
+            Self::Overloaded => "The proxy cannot carry this just now: it is full, or about to stop. Try again.".into(),
             Self::Internal => "The proxy failed on this request. Try again; if it persists, report the request id.".into(),
         }
     }

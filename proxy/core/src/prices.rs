@@ -3,9 +3,10 @@
 //! Arithmetic is exact: prices are whole numbers of 10⁻²⁴ USD, read from their decimal text, so no sum carries the noise of
 //! floating point. What cannot be priced is `None`, never 0: an unknown model, or usage without its numbers.
 //!
-//! A model is looked up by the name the provider answered, then the requested name, then both with the prefixes the table
-//! uses for the dialect's providers (`gemini/`, `azure/`, `groq/` ...). OpenAI's dialect is spoken by many providers: where
-//! several sell a model of that name at different prices, the price is unknown.
+//! A model is looked up by the name the provider answered, then (where the answered one is a version of it, or none is
+//! named) the requested name, then both with the prefixes the table uses for the dialect's providers (`gemini/`, `azure/`,
+//! `groq/` ...). OpenAI's dialect is spoken by many providers: where several sell a model of that name at different prices,
+//! the price is unknown.
 //!
 //! Of the prompt, cache reads, cache writes (Anthropic's for one hour told apart) and audio have their own prices, of the
 //! answer reasoning and audio; where the table has none for such a part, it costs what plain input or output does. A part
@@ -167,8 +168,13 @@ impl PriceTable {
         model.cost(usage).map(decimal)
     }
 
+    /// The model that answered; the requested one only where the answer names none, or a version of it that has no price
+    /// of its own. What another model costs is not known by the one that was asked for.
     fn model(&self, dialect: Dialect, answered: Option<&str>, requested: Option<&str>) -> Option<&Model> {
-        let names = || [answered, requested].into_iter().flatten().map(without_folder);
+        let requested = requested.map(without_folder);
+        let answered = answered.map(without_folder);
+        let same = requested.filter(|requested| answered.is_none_or(|answered| is_version_of(answered, requested)));
+        let names = || [answered, same].into_iter().flatten();
         names().find_map(|name| self.models.get(name)).or_else(|| names().find_map(|name| self.prefixed(dialect, name)))
     }
 
@@ -178,6 +184,20 @@ impl PriceTable {
         let first = found.next()?;
         found.all(|other| other == first).then_some(first)
     }
+}
+
+/// Whether a dated or numbered one of the requested model has answered: `gpt-4o-2024-08-06` for `gpt-4o`, or
+/// `claude-sonnet-4-20250514` for `claude-sonnet-4-latest`. A maker's name before either does not count.
+fn is_version_of(answered: &str, requested: &str) -> bool {
+    let plain = |name: &'_ str| name.rfind('/').map_or(0, |slash| slash.saturating_add(1));
+    let answered = answered.get(plain(answered)..).unwrap_or(answered);
+    let requested = requested.get(plain(requested)..).unwrap_or(requested);
+    let requested = requested.strip_suffix("-latest").unwrap_or(requested);
+    let rest = answered.strip_prefix(requested);
+    rest.is_some_and(|rest| {
+        rest.is_empty()
+            || (rest.starts_with(['-', '@']) && rest.bytes().all(|octet| matches!(octet, b'0'..=b'9' | b'-' | b'@')))
+    })
 }
 
 /// Gemini's way of naming models, `models/NAME`.
@@ -505,7 +525,11 @@ mod tests {
         .unwrap();
         for (dialect, answered, requested, expected) in [
             (Dialect::OpenAi, Some("answered"), Some("requested"), Some("1")),
-            (Dialect::OpenAi, Some("other"), Some("requested"), Some("2")),
+            (Dialect::OpenAi, Some("other"), Some("requested"), None),
+            (Dialect::OpenAi, None, Some("requested"), Some("2")),
+            (Dialect::OpenAi, Some("requested-2026-01-31"), Some("requested"), Some("2")),
+            (Dialect::OpenAi, Some("requested-mini"), Some("requested"), None),
+            (Dialect::OpenAi, Some("requested-001"), Some("maker/requested-latest"), None),
             (Dialect::OpenAi, Some("both"), None, None),
             (Dialect::OpenAi, Some("same"), None, Some("5")),
             (Dialect::Azure, Some("deployed"), None, Some("6")),

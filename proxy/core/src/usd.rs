@@ -15,7 +15,7 @@ pub struct Usd(u128);
 
 /// The text is not a plain decimal number of at most 24 places that has room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no amount: a decimal number without sign and exponent, of at most {places} places, is expected", places = PLACES)]
+#[error("no amount: a plain decimal number of at most {places} places is expected", places = PLACES)]
 pub struct NotUsd;
 
 impl Usd {

@@ -73,6 +73,15 @@ impl Client {
         matches!(self.incoming, Incoming::Done)
     }
 
+    /// Whether what is left of the body is known to be little enough to be read away.
+    pub fn rest_is_small(&self) -> bool {
+        match self.incoming {
+            Incoming::Done => true,
+            Incoming::Length(left) => usize::try_from(left).is_ok_and(|left| left <= MOST_DRAINED),
+            Incoming::Chunked(_) | Incoming::UntilClose => false,
+        }
+    }
+
     /// The next piece of the request's body; `None` at its end. Cancel safe.
     ///
     /// # Errors
@@ -81,15 +90,16 @@ impl Client {
         self.wire.read_piece(&mut self.incoming).await
     }
 
-    /// Ends when the client has closed its side. A request that it sends meanwhile waits for its turn. Cancel safe.
+    /// Ends when the client has closed its side. A request that it sends meanwhile waits for its turn. Of more than one has
+    /// to wait with, nothing is kept: its end could not be seen behind it. Then the connection ends with this exchange.
+    /// Cancel safe.
     pub async fn left(&mut self) {
-        while self.wire.input.len() < MOST_AHEAD {
-            if !matches!(self.wire.fill().await, Ok(read) if read > 0) {
-                return;
+        while matches!(self.wire.fill().await, Ok(read) if read > 0) {
+            if self.closes || self.wire.input.len() > MOST_AHEAD {
+                self.closes = true;
+                self.wire.input.clear();
             }
         }
-        // More is not taken from it, so its end cannot be seen: the next write will tell.
-        std::future::pending().await
     }
 
     /// Asks for the request's body (RFC 9110 §15.2.1). Not cancel safe.
@@ -216,7 +226,7 @@ impl Client {
         if self.body_is_over() || self.closes {
             return;
         }
-        let large = matches!(self.incoming, Incoming::Length(left) if usize::try_from(left).is_ok_and(|left| left > MOST_DRAINED));
+        let large = matches!(self.incoming, Incoming::Length(_)) && !self.rest_is_small();
         if large
             || self.waits_for_continue
             || !timeout(DRAIN_PATIENCE, self.discard(MOST_DRAINED)).await.unwrap_or(false)

@@ -9,6 +9,7 @@ use llm_proxy_core::secret::Secret;
 use llm_proxy_core::target::{Target, decode};
 use llm_proxy_core::token::{Pepper, ProxyToken, TokenDigest};
 use llm_proxy_core::websocket::handshake::Upgrade;
+use memchr::memmem;
 
 use super::tokens::ProviderKey;
 
@@ -146,15 +147,27 @@ impl Forms {
         }
     }
 
-    /// The query to forward: as received, less the parameters that carried the token.
-    pub fn query<'a>(&self, target: &Target<'a>, dialect: Dialect) -> Option<Cow<'a, str>> {
+    /// The token, where it stands in the head more often than in these forms: in the query of another dialect's clients, a
+    /// cookie, a field that somebody made up. Written in any other way (in percent-encoding, say) it is not found there.
+    pub fn stray<'t>(&self, call: &Call, token: &'t str) -> Option<&'t str> {
+        let fields = [self.authorization, self.x_api_key, self.api_key, self.x_goog_api_key, self.subprotocol];
+        let known = fields.into_iter().filter(|is_used| *is_used).count();
+        // A query may be percent-encoded: it is looked through in any case.
+        let is_stray = self.query || memmem::find_iter(call.head(), token.as_bytes()).nth(known).is_some();
+        is_stray.then_some(token)
+    }
+
+    /// The query to forward: as received, less the parameters that carried the token, and those that hold it where they
+    /// should not.
+    pub fn query<'a>(&self, target: &Target<'a>, dialect: Dialect, stray: Option<&str>) -> Option<Cow<'a, str>> {
         let query = target.query?;
-        if !self.query {
+        if !self.query && stray.is_none() {
             return Some(Cow::Borrowed(query));
         }
         let carries = |pair: &&str| {
             let name = pair.split_once('=').and_then(|(name, _)| decode(name));
-            name.is_some_and(|name| query_forms(dialect).contains(&name.as_ref()))
+            stray.is_some_and(|token| pair.contains(token))
+                || (self.query && name.is_some_and(|name| query_forms(dialect).contains(&name.as_ref())))
         };
         let kept: Vec<&str> = query.split('&').filter(|pair| !carries(pair)).collect();
         (!kept.is_empty()).then(|| Cow::Owned(kept.join("&")))
@@ -197,6 +210,7 @@ mod tests {
     fn parameters_that_carried_the_token_go_nowhere_and_the_others_as_they_came() {
         let forms = Forms { query: true, ..Forms::default() };
         for (dialect, query, expected) in [
+            (Dialect::Gemini, "x=T&key=T&y=aTb&z=t", Some("z=t")),
             (Dialect::Gemini, "key=T", None),
             (Dialect::Gemini, "alt=sse&key=T&x=%20", Some("alt=sse&x=%20")),
             (Dialect::Gemini, "%6bey=T&keys=1&key", Some("keys=1&key")),
@@ -204,9 +218,12 @@ mod tests {
             (Dialect::Azure, "Authorization=Bearer%20T&a", Some("a")),
         ] {
             let text = format!("/x?{query}");
-            assert_eq!(forms.query(&Target::new(&text), dialect).as_deref(), expected, "{query}");
+            assert_eq!(forms.query(&Target::new(&text), dialect, Some("T")).as_deref(), expected, "{query}");
         }
         let text = "/x?key=not%20ours";
-        assert_eq!(Forms::default().query(&Target::new(text), Dialect::OpenAi).as_deref(), Some("key=not%20ours"));
+        let none = Forms::default();
+        assert_eq!(none.query(&Target::new(text), Dialect::OpenAi, None).as_deref(), Some("key=not%20ours"));
+        let text = "/x?key=T&a=1";
+        assert_eq!(none.query(&Target::new(text), Dialect::OpenAi, Some("T")).as_deref(), Some("a=1"));
     }
 }

@@ -127,7 +127,7 @@ async fn carry(
 ) -> Result<(), Stop> {
     let target = Target::new(call.target());
     if is_health(call, &target) {
-        return answer_health(gateway, client, exchange).await;
+        return answer_health(gateway, client, exchange, target.path).await;
     }
     let hints = hints(call);
     let routed = gateway.routes.route(&target, hints);
@@ -212,11 +212,18 @@ async fn carry(
 
     let switch = upgrade.as_ref().map(|upgrade| (upgrade.key(), upgrade.offer(exchange.dialect, &key.secret())));
     let placement = forms.placement(exchange.dialect);
-    let outgoing_target = outgoing_target(&route, forms.query(&target, exchange.dialect));
+    let stray = forms.stray(call, &token);
+    let outgoing_target = outgoing_target(&route, forms.query(&target, exchange.dialect, stray));
+    if stray.is_some_and(|token| outgoing_target.contains(token)) {
+        return Err(
+            Refusal::InvalidRequest("the path holds the llm-proxy token: send it as the key only".into()).into()
+        );
+    }
     let to = Destination {
         authority: &upstream.authority,
         target: &outgoing_target,
         placement: &placement,
+        stray,
         key,
         framing: upload.framing,
         wants_identity: exchange.hides_usage,
@@ -232,7 +239,7 @@ async fn carry(
     relay(turn, client, exchange, &mut upload, &mut provider, &cors_fields).await?;
 
     if upload.sent_all {
-        provider.release(&gateway.connector);
+        provider.release();
     }
     Ok(())
 }
@@ -310,12 +317,17 @@ fn is_health(call: &Call, target: &Target<'_>) -> bool {
 }
 
 /// Health checks are no exchanges: nothing is recorded.
-async fn answer_health(gateway: &Gateway, client: &mut Client, exchange: &mut Exchange<'_>) -> Result<(), Stop> {
+async fn answer_health(
+    gateway: &Gateway,
+    client: &mut Client,
+    exchange: &mut Exchange<'_>,
+    path: &str,
+) -> Result<(), Stop> {
     exchange.forget();
-    let (status, body): (u16, &[u8]) = match gateway.drain.is_stopping() {
-        false => (200, br#"{"status":"ok"}"#),
-        true => (503, br#"{"status":"stopping"}"#),
-    };
+    // A process that drains is alive: a supervisor must not kill it for that.
+    let is_stopping = gateway.drain.is_stopping() && path != "/health/live";
+    let (status, body): (u16, &[u8]) =
+        if is_stopping { (503, br#"{"status":"stopping"}"#) } else { (200, br#"{"status":"ok"}"#) };
     let fields = [("content-type", Cow::Borrowed("application/json"))];
     reply::send(client, status, &fields, body).await.map_err(|_| Stop::ClientGone)?;
     Err(Stop::Answered)

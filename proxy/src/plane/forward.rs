@@ -13,6 +13,8 @@ use llm_proxy_core::http1::answer_head::{AnswerHead, AnswerName, BodyFraming};
 use llm_proxy_core::http1::call::{Call, Framing, Name, Version};
 use llm_proxy_core::websocket::handshake::{self, Offer};
 
+use memchr::memmem;
+
 use super::credentials::Placement;
 use super::tokens::ProviderKey;
 use crate::http1::{Outgoing, put_field};
@@ -25,6 +27,8 @@ pub struct Destination<'a> {
     pub target: &'a str,
     /// Where the provider's key goes.
     pub placement: &'a Placement,
+    /// The token, where it stands in the head beside the places that are its own: no field with it goes on.
+    pub stray: Option<&'a str>,
     /// The provider's key.
     pub key: &'a ProviderKey,
     /// The body's framing towards the provider.
@@ -120,7 +124,8 @@ fn choose_fields(call: &Call, to: &Destination<'_>, mut put: impl FnMut(&[u8], &
     for field in call.fields().iter().filter(|field| is_forwarded(field.kind)) {
         let name = call.name(field);
         let is_ours = name.eq_ignore_ascii_case(b"helicone-auth");
-        let is_replaced = to.wants_identity && field.kind == Name::AcceptEncoding;
+        let is_replaced = (to.wants_identity && field.kind == Name::AcceptEncoding)
+            || to.stray.is_some_and(|token| memmem::find(call.value(field), token.as_bytes()).is_some());
         if !is_ours && !is_replaced && !nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) {
             put(name, call.value(field));
         }

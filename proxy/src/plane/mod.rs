@@ -9,6 +9,7 @@ pub mod exchange;
 pub mod forward;
 pub mod gaps;
 pub mod held;
+pub mod idle;
 pub mod judge;
 pub mod metrics;
 pub mod race;
@@ -30,6 +31,7 @@ pub mod websocket;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
@@ -38,7 +40,7 @@ use llm_proxy_core::prices::PriceTable;
 use llm_proxy_core::routing::Routes;
 use llm_proxy_core::token::Pepper;
 use llm_proxy_plugins::event::Message;
-use llm_proxy_plugins::journal::{Journal, Kind};
+use llm_proxy_plugins::journal::{Journal, JournalError, Kind};
 use parking_lot::Mutex;
 use pingora_core::connectors::TransportConnector;
 use uuid::Uuid;
@@ -81,17 +83,70 @@ pub struct Gateway {
     /// The way to the end of the process.
     pub drain: Drain,
     /// Sampling of refusals before authentication.
-    pub sampler: Sampler,
+    pub sampler: Sampler<settle::Refused>,
 }
 
 impl Gateway {
-    /// Appends to the journal. A failure is counted in the journal's own books and told in the log.
+    /// Appends to the journal. A failure is counted in the journal's own books and told in the log, now and then.
     fn append<M: Message>(&self, kind: Kind, id: Uuid, time_us: i64, record: &M) -> Result<u64, Unrecorded> {
         self.journal.append_message(kind, id, time_us, record).map_err(|error| {
-            tracing::error!(%error, "a record could not be written to the journal");
+            let by_disk = matches!(error, JournalError::Io { .. });
+            if let Some(count) = LOSSES.note(by_disk, Instant::now()) {
+                tracing::error!(%error, count, "records could not be written to the journal");
+            }
             Unrecorded
         })
     }
+
+    /// Whether the disk has refused the journal a record within the last ten seconds. Who is given no requests because of
+    /// this has no records to lose either, and is given some again.
+    pub fn loses_records(&self) -> bool {
+        LOSSES.are_recent(Instant::now())
+    }
+}
+
+/// How often the log tells of lost records, and how long after one they count as being lost.
+const RECENT: Duration = Duration::from_secs(10);
+
+/// The process has one journal.
+static LOSSES: Losses = Losses::new();
+
+/// Records that the journal did not take. Every exchange tries again, which must not be a line of the log each time.
+struct Losses(Mutex<Lost>);
+
+struct Lost {
+    told: Option<Instant>,
+    untold: u64,
+    /// The last one that was the disk's fault.
+    by_disk: Option<Instant>,
+}
+
+impl Losses {
+    const fn new() -> Self {
+        Self(Mutex::new(Lost { told: None, untold: 0, by_disk: None }))
+    }
+
+    /// Counts one; when it is to be told, how many there were.
+    fn note(&self, by_disk: bool, now: Instant) -> Option<u64> {
+        let mut lost = self.0.lock();
+        lost.untold = lost.untold.saturating_add(1);
+        if by_disk {
+            lost.by_disk = Some(now);
+        }
+        if is_recent(lost.told, now) {
+            return None;
+        }
+        lost.told = Some(now);
+        Some(std::mem::take(&mut lost.untold))
+    }
+
+    fn are_recent(&self, now: Instant) -> bool {
+        is_recent(self.0.lock().by_disk, now)
+    }
+}
+
+fn is_recent(then: Option<Instant>, now: Instant) -> bool {
+    then.is_some_and(|then| now.saturating_duration_since(then) < RECENT)
 }
 
 /// The journal did not take a record.
@@ -165,5 +220,37 @@ impl Plane {
         let id = ExchangeId::new(now_us());
         settle::record_unparsed(&self.gateway, &id, refusal, caller);
         reply::raw(refusal, id.text())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_records_are_told_every_ten_seconds_with_how_many() {
+        let losses = Losses::new();
+        let start = Instant::now();
+        let told: Vec<_> =
+            (0..25u32).map(|second| losses.note(true, start + Duration::from_secs(1) * second)).collect();
+        let expected = |second: usize| match second {
+            0 => Some(1),
+            10 | 20 => Some(10),
+            _ => None,
+        };
+        assert_eq!(told, (0..25).map(expected).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn records_that_the_disk_refused_are_being_lost_for_ten_seconds() {
+        let losses = Losses::new();
+        let start = Instant::now();
+        // One that is too large says nothing of the next.
+        losses.note(false, start);
+        assert!(!losses.are_recent(start));
+        losses.note(true, start);
+        for (seconds, expected) in [(0, true), (9, true), (10, false)] {
+            assert_eq!(losses.are_recent(start + Duration::from_secs(seconds)), expected, "after {seconds} s");
+        }
     }
 }

@@ -15,8 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use super::exchange::Turn;
 use super::forward;
 use super::settle::Exchange;
-use super::state::Watch;
-use super::stop::Stop;
+use super::stop::{Stop, Tear};
 use super::upload::Upload;
 use super::upstream::Connection;
 use crate::client::Client;
@@ -43,7 +42,7 @@ pub async fn relay(
         upload.discard_rest();
     }
     let framing = forward::answer_framing(turn.call, answer, exchange.hider.is_some());
-    if exchange.is_stopping() {
+    if exchange.is_stopping() || (!upload.sent_all && !client.rest_is_small()) {
         client.close_after();
     }
     client.put_head(answer.status(), forward::answer_fields(answer, &exchange.id.field, cors_fields), framing);
@@ -57,7 +56,7 @@ pub async fn relay(
         _ => provider.http.next_piece().now_or_never(),
     };
     if !has_come(&next) {
-        write(client.flush(), turn.cut, turn.idle_deadline(progress)).await?;
+        write(client.flush(), turn, progress).await?;
     }
     loop {
         // An answer that never pauses must not outrun a cut.
@@ -108,7 +107,6 @@ pub async fn relay(
             meter.observe(&piece);
         }
         next = provider.http.next_piece().now_or_never();
-        let until = turn.idle_deadline(progress);
         match &next {
             // The record of the end is in the file before the client can see the end: here by counting.
             Some(Ok(Step::Came(None))) if matches!(framing, Outgoing::Length(_)) => {
@@ -118,26 +116,26 @@ pub async fn relay(
             _ => {}
         }
         match &mut exchange.hider {
-            None => write(client.write_body(&piece), turn.cut, until).await?,
+            None => write(client.write_body(&piece), turn, progress).await?,
             Some(hider) => {
                 let mut seen = Vec::with_capacity(piece.len());
                 hider.feed(&piece, &mut seen);
-                write(client.write_body(&seen), turn.cut, until).await?;
+                write(client.write_body(&seen), turn, progress).await?;
             }
         }
         // What is here already may share a write with this piece; whatever has to be waited for may not hold it up.
         if !has_come(&next) {
-            write(client.flush(), turn.cut, until).await?;
+            write(client.flush(), turn, progress).await?;
         }
     }
     exchange.settle(Outcome::Finished, until_close(provider));
     if let Some(hider) = exchange.hider.take() {
         let mut rest = Vec::new();
         hider.finish(&mut rest);
-        write(client.write_body(&rest), turn.cut, turn.idle_deadline(progress)).await?;
+        write(client.write_body(&rest), turn, progress).await?;
     }
     client.end_body();
-    write(client.flush(), turn.cut, turn.idle_deadline(progress)).await
+    write(client.flush(), turn, progress).await
 }
 
 /// Takes note of the answer's head, and starts metering its body.
@@ -173,11 +171,11 @@ fn broken_answer(fault: &Fault) -> Stop {
 }
 
 /// A write to the client. A cut may end it, and so may a client that takes nothing for as long as a provider may say
-/// nothing.
+/// nothing, or the clock of the whole exchange.
 pub(super) async fn write(
     writing: impl Future<Output = std::io::Result<()>>,
-    cut: &Watch,
-    until: Instant,
+    turn: Turn<'_>,
+    progress: Instant,
 ) -> Result<(), Stop> {
     tokio::pin!(writing);
     // Nearly every write is done at once, and need not pay for a timer.
@@ -187,7 +185,10 @@ pub(super) async fn write(
     tokio::select! {
         biased;
         written = &mut writing => written.map_err(|_| Stop::ClientGone),
-        reason = cut.cut() => Err(Stop::Torn(reason)),
-        () = sleep_until(until) => Err(Stop::ClientGone),
+        reason = turn.cut.cut() => Err(Stop::Torn(Tear::Cut(reason))),
+        () = sleep_until(turn.idle_deadline(progress)) => Err(match turn.fired("idle") {
+            "total" => Stop::Torn(Tear::TotalPassed),
+            _ => Stop::ClientGone,
+        }),
     }
 }

@@ -16,7 +16,7 @@ use super::forward::{self, Destination};
 use super::reply;
 use super::settle::Exchange;
 use super::state::Permit;
-use super::stop::Stop;
+use super::stop::{Stop, Tear};
 use super::upload::{STALLED, Upload};
 use super::upstream::{ConnectError, Connection, Wanted};
 use crate::client::Client;
@@ -235,6 +235,6 @@ async fn forward_interim(turn: Turn<'_>, client: &mut Client, provider: &Connect
     tokio::select! {
         biased;
         written = reply::patient(client.write_interim(103, links)) => written.map_err(|_| Stop::ClientGone),
-        reason = turn.cut.cut() => Err(Stop::Torn(reason)),
+        reason = turn.cut.cut() => Err(Stop::Torn(Tear::Cut(reason))),
     }
 }

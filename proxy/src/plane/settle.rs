@@ -278,7 +278,8 @@ impl<'a> Exchange<'a> {
         if self.known.is_none() {
             // Not authenticated: counted and sampled, so that junk cannot fill the disk.
             self.gateway.metrics.refused(self.refused_with);
-            let Some(count) = self.gateway.sampler.admit(self.received) else { return };
+            let what = Refused { outcome, reason: reason.clone(), status: self.status.unwrap_or(0) };
+            let Some(count) = self.gateway.sampler.admit(self.received, what) else { return };
             let record = self.record(outcome, reason, None, None, stream, count);
             let _ = self.gateway.append(Kind::End, self.id.uuid, self.received_us, &record);
             return;
@@ -422,10 +423,42 @@ pub const fn reason(refusal: &Refusal) -> &'static str {
     }
 }
 
+/// What is kept of a refusal that has no record of its own.
+#[derive(Debug)]
+pub struct Refused {
+    outcome: Outcome,
+    reason: Option<Cow<'static, str>>,
+    status: u16,
+}
+
+/// Records the refusals that no later one will stand for: as many as the last of them.
+pub fn record_rest(gateway: &Gateway) {
+    let Some((last, count)) = gateway.sampler.rest() else { return };
+    let received_us = now_us();
+    let id = ExchangeId::new(received_us);
+    let record = event::Exchange {
+        id: id.text().to_owned(),
+        r#type: event::EventType::Exchange.into(),
+        schema: 1,
+        status: (last.status > 0).then(|| u32::from(last.status)),
+        outcome: last.outcome.into(),
+        reason: last.reason.map(Cow::into_owned),
+        times: Some(event::Times { received_us: Some(received_us), ..Default::default() }),
+        count,
+        ..Default::default()
+    };
+    let _ = gateway.append(Kind::End, id.uuid, received_us, &record);
+}
+
 /// Records a head that never became a call: counted, and sampled.
 pub fn record_unparsed(gateway: &Gateway, id: &ExchangeId, refusal: &Refusal, caller: Option<&Caller>) {
     gateway.metrics.refused(refusal.code());
-    let Some(count) = gateway.sampler.admit(Instant::now()) else { return };
+    let what = Refused {
+        outcome: outcome_of_refusal(refusal),
+        reason: Some(reason(refusal).into()),
+        status: refusal.status(),
+    };
+    let Some(count) = gateway.sampler.admit(Instant::now(), what) else { return };
     let received_us = now_us();
     let record = event::Exchange {
         id: id.text().to_owned(),

@@ -8,9 +8,10 @@ use arc_swap::ArcSwap;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
-use super::tokens::{Tokens, Unavailable};
+use super::tokens::Tokens;
 
 /// Why running exchanges are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub struct TokenState {
     /// Held while the rate is edited: what is left of the old limiter is found out by emptying it.
     debt: Mutex<Debt>,
     lease: Mutex<Lease>,
-    refill: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Cut {
@@ -63,8 +64,13 @@ impl Debt {
 #[derive(Default)]
 struct Lease {
     available: u32,
+    /// Leased, and not to be used any more: the store gets it back, with the next lease at the latest.
+    owed: u32,
     /// The store said that nothing is left; asked again only after a change.
     used_up: bool,
+    /// Edits of the token so far. What was leased before the last one was leased under a limit that may be gone: it is
+    /// owed, wherever it comes from.
+    edits: u64,
 }
 
 /// The rate does not let this request through.
@@ -97,7 +103,7 @@ impl TokenState {
             rate: ArcSwap::from_pointee(None),
             debt: Mutex::default(),
             lease: Mutex::default(),
-            refill: tokio::sync::Mutex::default(),
+            turn: Arc::default(),
         }
     }
 
@@ -174,47 +180,60 @@ impl TokenState {
     /// # Errors
     /// [`NoPermit`] when nothing is left, or the store does not answer.
     pub async fn permit(self: &Arc<Self>, tokens: &Tokens) -> Result<Permit, NoPermit> {
-        if let Some(answer) = self.take() {
-            return answer;
-        }
-        let _turn = self.refill.lock().await;
-        loop {
-            if let Some(answer) = self.take() {
-                return answer;
-            }
-            match tokens.lease(self).await {
-                Ok(0) => {
-                    let mut lease = self.lease.lock();
-                    if lease.available == 0 {
-                        lease.used_up = true;
-                    }
-                }
-                Ok(_) => {}
-                Err(Unavailable) => return Err(NoPermit::Unavailable),
-            }
+        match self.take() {
+            Some(answer) => answer,
+            None => tokens.lease(self).await,
         }
     }
 
-    fn take(self: &Arc<Self>) -> Option<Result<Permit, NoPermit>> {
+    /// Takes one request of the lease in memory. `None`: the store must be asked.
+    pub fn take(self: &Arc<Self>) -> Option<Result<Permit, NoPermit>> {
         let mut lease = self.lease.lock();
         if lease.available > 0 {
             lease.available = lease.available.saturating_sub(1);
-            return Some(Ok(Permit(Some(Arc::clone(self)))));
+            return Some(Ok(Permit { state: Some(Arc::clone(self)), edits: lease.edits }));
         }
         lease.used_up.then_some(Err(NoPermit::UsedUp))
     }
 
-    /// Adds what the store has granted.
-    pub fn credit(&self, granted: u32) {
-        let mut lease = self.lease.lock();
-        lease.available = lease.available.saturating_add(granted);
+    /// Waits for the turn to ask the store about this token's lease. One asks at a time, so that nobody is told that
+    /// nothing is left while a lease is on its way back.
+    pub async fn turn(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
     }
 
-    /// Takes the unused lease away, and forgets that nothing was left.
-    pub fn surrender(&self) -> u32 {
+    /// The same, where nobody has it.
+    pub fn try_turn(&self) -> Option<OwnedMutexGuard<()>> {
+        Arc::clone(&self.turn).try_lock_owned().ok()
+    }
+
+    /// Takes the unused lease away, as an edit does: it is owed to the store from now on, and that nothing was left is
+    /// forgotten. Tells whether anything is owed.
+    pub fn surrender(&self) -> bool {
         let mut lease = self.lease.lock();
+        let unused = std::mem::take(&mut lease.available);
+        lease.owed = lease.owed.saturating_add(unused);
         lease.used_up = false;
-        std::mem::take(&mut lease.available)
+        lease.edits = lease.edits.wrapping_add(1);
+        lease.owed > 0
+    }
+
+    /// Takes what is owed, to give it back to the store: once, and by whoever has the turn. First the number of edits
+    /// that [`Self::credit`] wants to hear again.
+    pub fn settle(&self) -> (u64, u32) {
+        let mut lease = self.lease.lock();
+        (lease.edits, std::mem::take(&mut lease.owed))
+    }
+
+    /// Adds what the store has granted, by whoever has the turn. 0: nothing is left.
+    pub fn credit(&self, edits: u64, granted: u32) {
+        let mut lease = self.lease.lock();
+        if lease.edits != edits {
+            lease.owed = lease.owed.saturating_add(granted);
+            return;
+        }
+        lease.available = lease.available.saturating_add(granted);
+        lease.used_up = lease.available == 0;
     }
 }
 
@@ -253,20 +272,26 @@ fn spend(limiter: &DefaultDirectRateLimiter, count: u32) {
 
 /// One request of a quota. Dropped unused, it goes back to the lease.
 #[derive(Debug)]
-pub struct Permit(Option<Arc<TokenState>>);
+pub struct Permit {
+    /// `None` once it is spent.
+    state: Option<Arc<TokenState>>,
+    /// The token's edits when it was taken.
+    edits: u64,
+}
 
 impl Permit {
     /// The request's first byte goes to a provider now: it counts.
     pub fn spend(mut self) {
-        self.0 = None;
+        self.state = None;
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(state) = self.0.take() {
+        if let Some(state) = self.state.take() {
             let mut lease = state.lease.lock();
-            lease.available = lease.available.saturating_add(1);
+            let place = if lease.edits == self.edits { &mut lease.available } else { &mut lease.owed };
+            *place = place.saturating_add(1);
             lease.used_up = false;
         }
     }
@@ -361,26 +386,72 @@ mod tests {
         assert!(watch.is_cut(), "what was cut stays cut");
     }
 
+    /// What could be taken now, and what is owed.
+    fn books(state: &TokenState) -> (u32, u32) {
+        let lease = state.lease.lock();
+        (lease.available, lease.owed)
+    }
+
     #[test]
     fn an_unused_permit_goes_back() {
         let state = state();
-        state.lease.lock().available = 2;
+        state.credit(0, 2);
         let one = state.take().unwrap().unwrap();
         state.take().unwrap().unwrap().spend();
         assert!(state.take().is_none());
         drop(one);
-        assert_eq!(state.surrender(), 1);
+        assert_eq!(books(&state), (1, 0));
     }
 
     #[test]
-    fn a_lease_that_was_taken_away_takes_no_permit_with_it_and_is_given_away_once() {
+    fn that_nothing_is_left_is_believed_until_something_comes_back_or_an_edit_comes() {
+        for comes_back in [true, false] {
+            let state = state();
+            state.credit(0, 1);
+            let permit = state.take().unwrap().unwrap();
+            state.credit(0, 0);
+            assert_eq!(state.take().unwrap().unwrap_err(), NoPermit::UsedUp);
+            if comes_back {
+                drop(permit);
+                assert!(state.take().unwrap().is_ok());
+            } else {
+                assert!(!state.surrender(), "a permit that is out is owed to nobody yet");
+                assert!(state.take().is_none(), "the store must be asked again");
+                permit.spend();
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_leased_before_an_edit_is_owed_once_and_never_used_after_it() {
         let state = state();
-        state.credit(3);
-        let (one, two) = (state.take().unwrap().unwrap(), state.take().unwrap().unwrap());
-        assert_eq!(state.surrender(), 1);
+        state.credit(0, 4);
+        let [one, two, three] = [(); 3].map(|()| state.take().unwrap().unwrap());
+        assert!(state.surrender());
         assert!(state.take().is_none(), "nothing is left to be taken");
         one.spend();
         drop(two);
-        assert_eq!((state.surrender(), state.surrender()), (1, 0), "only what was never used comes back, and once");
+        assert_eq!(books(&state), (0, 2), "the one that nobody took, and the one that came back");
+        let (edits, owed) = state.settle();
+        assert_eq!((owed, state.settle().1), (2, 0), "given back once");
+        // An edit overtakes the next lease.
+        assert!(!state.surrender());
+        state.credit(edits, 5);
+        assert!(state.take().is_none(), "leased under the limit that was there before");
+        state.credit(edits, 0);
+        assert!(state.take().is_none(), "nothing was left of the limit that was there before");
+        assert_eq!(books(&state), (0, 5));
+        state.credit(state.settle().0, 1);
+        drop(three);
+        assert_eq!(books(&state), (1, 1), "a permit of two edits ago");
+    }
+
+    #[tokio::test]
+    async fn one_at_a_time_asks_the_store() {
+        let state = state();
+        let turn = state.turn().await;
+        assert!(state.try_turn().is_none());
+        drop(turn);
+        assert!(state.try_turn().is_some());
     }
 }

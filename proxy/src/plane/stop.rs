@@ -30,12 +30,21 @@ pub enum Stop {
     ClientGone,
     /// Something took the right to run away.
     Cut(CutReason),
-    /// The same in the middle of a write to the client: nothing may follow it.
-    Torn(CutReason),
+    /// The exchange ends in the middle of a write to the client: nothing may follow it.
+    Torn(Tear),
     /// The same on a WebSocket, where all is said and settled: the connection ends.
     Ended,
     /// All is said: the answer we gave ourselves is out.
     Answered,
+}
+
+/// What may end an exchange in the middle of a write.
+#[derive(Clone, Copy)]
+pub enum Tear {
+    /// Something took the right to run away.
+    Cut(CutReason),
+    /// The clock of the whole exchange has run out.
+    TotalPassed,
 }
 
 impl From<Refusal> for Stop {
@@ -76,9 +85,10 @@ pub async fn end(
             let outcome = settle::outcome_of_refusal(&refusal);
             (refusal, outcome, None)
         }
-        Stop::Cut(reason) | Stop::Torn(reason) => {
+        Stop::Cut(reason) | Stop::Torn(Tear::Cut(reason)) => {
             (cut_refusal(reason), settle::outcome_of_cut(reason), Some(cut_name(reason)))
         }
+        Stop::Torn(Tear::TotalPassed) => (Refusal::UpstreamTimeout("total"), Outcome::Timeout, None),
     };
     let has_stalled = matches!(&refusal, Refusal::InvalidRequest(why) if why == STALLED);
     let is_urgent = reason.is_some() || has_stalled || matches!(refusal, Refusal::UpstreamTimeout(_));

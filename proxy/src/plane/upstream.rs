@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Gateway;
 use super::clocks::after;
+use super::idle::Idle;
 use super::race::{self, Lost};
 use super::resolver::Resolver;
 use super::shared::{Entry, Lines, Making, Place};
@@ -40,6 +41,8 @@ pub struct Upstream {
     /// The largest body held for a policy, in bytes.
     pub max_held_bytes: u64,
     resolver: Arc<Resolver>,
+    /// Its connections of HTTP/1.1 that wait.
+    idle: Arc<Idle>,
     /// Its connections of HTTP/2, where it may choose that: by TLS, and unless the settings forbid it.
     lines: Option<Arc<Lines>>,
 }
@@ -55,8 +58,8 @@ pub struct Connection {
 
 /// What becomes of a connection after the exchange.
 enum Home {
-    /// It goes to the pool under this key.
-    Pool(u64),
+    /// It is one of this provider's, to this address.
+    Alone(Arc<Idle>, SocketAddr),
     /// Others have it, too.
     Shared(Place),
 }
@@ -133,6 +136,7 @@ impl Upstream {
             max_request_bytes: api.max_request_bytes,
             max_held_bytes: api.max_held_bytes,
             resolver: Arc::new(Resolver::new(host, port, peer)),
+            idle: Arc::new(Idle::new(POOL_IDLE)),
             lines,
         })
     }
@@ -159,7 +163,7 @@ impl Upstream {
         loop {
             let making = match lines.enter(wanted.refused) {
                 Entry::Place(place, sender) => return Ok(Connection::shared(place, sender, true)),
-                Entry::Alone => match pooled(connector, &peers, wanted).await {
+                Entry::Alone => match self.waiting(&peers, wanted) {
                     Some(connection) => return Ok(connection),
                     None => lines.make(),
                 },
@@ -182,11 +186,11 @@ impl Upstream {
         wanted: Wanted,
         deadline: Instant,
     ) -> Result<Connection, ConnectError> {
-        if let Some(connection) = pooled(connector, peers, wanted).await {
+        if let Some(connection) = self.waiting(peers, wanted) {
             return Ok(connection);
         }
         match race::connect(connector, peers, deadline).await {
-            Ok((stream, peer)) => Ok(Connection::alone(stream, peer, false)),
+            Ok((stream, peer)) => Ok(self.own(stream, address(peer), false)),
             Err(lost) => {
                 self.resolver.doubt();
                 Err(self.lost(lost))
@@ -217,7 +221,7 @@ impl Upstream {
             }
             Ok((stream, peer)) => {
                 making.speaks_http1();
-                Ok(Connection::alone(stream, peer, false))
+                Ok(self.own(stream, address(peer), false))
             }
             Err(lost) => {
                 self.resolver.doubt();
@@ -225,6 +229,20 @@ impl Upstream {
                 Err(self.lost(lost))
             }
         }
+    }
+
+    /// A connection of HTTP/1.1 that others have left behind. What has to be said again goes over a new one.
+    fn waiting(&self, peers: &[HttpPeer], wanted: Wanted) -> Option<Connection> {
+        if wanted.again {
+            return None;
+        }
+        let (stream, to) = self.idle.take(peers.iter().map(address))?;
+        Some(self.own(stream, to, true))
+    }
+
+    fn own(&self, stream: Stream, to: SocketAddr, reused: bool) -> Connection {
+        let http = Provider::Http1(http1::Provider::new(stream));
+        Connection { http, reused, home: Home::Alone(Arc::clone(&self.idle), to) }
     }
 
     fn lost(&self, lost: Lost) -> ConnectError {
@@ -235,20 +253,12 @@ impl Upstream {
     }
 }
 
-/// A connection of HTTP/1.1 that others have left behind. What has to be said again goes over a new one.
-async fn pooled(connector: &TransportConnector, peers: &[HttpPeer], wanted: Wanted) -> Option<Connection> {
-    if wanted.again {
-        return None;
-    }
-    for peer in peers {
-        if let Some(stream) = connector.reused_stream(peer).await {
-            return Some(Connection::alone(stream, peer, true));
-        }
-    }
-    None
+/// Where a peer is. Ours are all addresses of the network: one that is not would be found nowhere.
+fn address(peer: &HttpPeer) -> SocketAddr {
+    peer.address().as_inet().copied().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)))
 }
 
-/// The same provider, asked for HTTP/1.1 alone. The pool does not tell them apart, and need not.
+/// The same provider, asked for HTTP/1.1 alone. Connections that wait are not told apart by that, and need not be.
 fn http1_alone(peers: &[HttpPeer]) -> Arc<[HttpPeer]> {
     let mut peers = peers.to_vec();
     for peer in &mut peers {
@@ -258,10 +268,6 @@ fn http1_alone(peers: &[HttpPeer]) -> Arc<[HttpPeer]> {
 }
 
 impl Connection {
-    fn alone(stream: Stream, peer: &HttpPeer, reused: bool) -> Self {
-        Self { http: Provider::Http1(http1::Provider::new(stream)), reused, home: Home::Pool(peer.reuse_hash()) }
-    }
-
     fn shared(place: Place, sender: SendRequest<Bytes>, reused: bool) -> Self {
         let http = Provider::Http2(Box::new(http2::Provider::new(sender)));
         Self { http, reused, home: Home::Shared(place) }
@@ -270,16 +276,16 @@ impl Connection {
     /// Which connection of HTTP/2 this is a place on.
     pub fn line(&self) -> Option<u64> {
         match &self.home {
-            Home::Pool(_) => None,
+            Home::Alone(..) => None,
             Home::Shared(place) => Some(place.line()),
         }
     }
 
-    /// Gives a connection on which everything went right back to the pool; any other is closed. One of HTTP/2 is its
-    /// others'.
-    pub fn release(self, connector: &TransportConnector) {
-        if let (Some(stream), Home::Pool(key)) = (self.http.into_reusable(), self.home) {
-            connector.release_stream(stream, key, Some(POOL_IDLE));
+    /// Has a connection wait for the next exchange on which everything went right; any other is closed. One of HTTP/2 is
+    /// its others'.
+    pub fn release(self) {
+        if let (Some(stream), Home::Alone(idle, to)) = (self.http.into_reusable(), self.home) {
+            idle.put(stream, to);
         }
     }
 }

@@ -125,7 +125,7 @@ pub async fn carry(
         })?;
     exchange.note_answer(answer);
     put_switch(client, exchange, answer, rules.upgrade, protocol);
-    write(client.flush(), turn.cut, after(Instant::now(), turn.idle())).await?;
+    write(client.flush(), turn, Instant::now()).await?;
     exchange.session = Some(Session::new(exchange.dialect));
 
     let (early, client_io) = client.tunnel();

@@ -252,6 +252,7 @@ pub(crate) fn load_with(
     let file = config_file(&layers, working_dir, read)?;
     let settings = judge(&layers, file.as_ref(), working_dir)?;
     warnings.extend(without_effect(&settings));
+    warnings.extend(guessable(&settings));
     Ok(Loaded { settings, warnings })
 }
 
@@ -404,6 +405,17 @@ fn without_effect(settings: &Settings) -> Option<String> {
     let is_used = settings.proxy_protocol || settings.record_client_address != RecordClientAddress::None;
     (!settings.trusted_proxies.is_empty() && !is_used)
         .then(|| "TRUSTED_PROXIES does nothing: PROXY_PROTOCOL is off and RECORD_CLIENT_ADDRESS is none".to_owned())
+}
+
+/// Secrets that look as if somebody had thought of them. No error: whether others would think of them, nobody can tell.
+fn guessable(settings: &Settings) -> impl Iterator<Item = String> {
+    let is_weak =
+        |secret: &Option<Secret>, test: fn(&str) -> bool| secret.as_ref().is_some_and(|secret| test(secret.expose()));
+    let token = is_weak(&settings.management_token, values::is_guessable).then_some(("MANAGEMENT_TOKEN", "hex 24"));
+    let key = is_weak(&settings.root_key, values::is_typed_key).then_some(("ROOT_KEY", "base64 32"));
+    token.into_iter().chain(key).map(|(name, format)| {
+        format!("{name} looks easy to guess: use the output of `openssl rand -{format}`, or none, and one is generated")
+    })
 }
 
 fn default_api(chosen: Option<Chosen<String>>, apis: &[ApiSettings]) -> Result<String, SettingsError> {

@@ -215,16 +215,29 @@ fn management_token(text: &str) -> Result<Secret, Refused> {
         Err(Refused::Because(format!("found {length} characters, expected {MANAGEMENT_TOKEN_FORM}")))
     } else if length > 256 || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         Err(Refused::Malformed)
-    } else if is_guessable(text) {
-        Err(Refused::Because(format!("found a secret that is easy to guess, expected {MANAGEMENT_TOKEN_FORM}")))
+    } else if is_placeholder(text) {
+        Err(Refused::Because(format!("found a placeholder, expected {MANAGEMENT_TOKEN_FORM}")))
     } else {
         Ok(Secret::new(text))
     }
 }
 
+/// Whether somebody left in place what was to be replaced.
+fn is_placeholder(text: &str) -> bool {
+    let letters = Zeroizing::new(text.to_ascii_lowercase().replace(['-', '_', '.'], ""));
+    ["changeme", "placeholder"].iter().any(|word| letters.contains(word))
+        || letters.chars().collect::<BTreeSet<_>>().len() < 4
+}
+
+/// Whether a root key is one that somebody has typed: 32 random octets have about 30 different values.
+pub(super) fn is_typed_key(text: &str) -> bool {
+    let octets = Zeroizing::new(STANDARD.decode(text).unwrap_or_default());
+    octets.iter().collect::<BTreeSet<_>>().len() < 12
+}
+
 /// Whether little is left of the secret without the words and runs that people write in such places. Sixteen random
 /// hexadecimal digits have fewer than six different ones less than once in a hundred thousand.
-fn is_guessable(text: &str) -> bool {
+pub(super) fn is_guessable(text: &str) -> bool {
     const WORDS: [&str; 24] = [
         "management",
         "placeholder",
@@ -272,12 +285,6 @@ fn root_key(text: &str) -> Result<Secret, Refused> {
             "found base64 of {} bytes, expected 32 random bytes in base64, such as the output of `openssl rand -base64 32`",
             octets.len()
         )));
-    }
-    // 32 random octets have about 30 different values. Fewer than 12 means somebody typed the key.
-    if octets.iter().collect::<BTreeSet<_>>().len() < 12 {
-        return Err(Refused::Because(
-            "found a secret that is easy to guess, expected the output of `openssl rand -base64 32`".to_owned(),
-        ));
     }
     Ok(Secret::new(text))
 }
@@ -445,10 +452,9 @@ mod tests {
             "password",
             "hunter2hunter2h",
             "changemechangeme",
-            "this-is-a-secret-token",
-            "your-management-token",
+            "Change-Me-Change-Me",
+            "a-placeholder-for-a-token",
             "aaaaaaaaaaaaaaaaaaaa",
-            "1234567890123456",
             "has a space in the middle",
             "päßwörter-sind-keine",
         ] {
@@ -458,6 +464,11 @@ mod tests {
         }
         for text in ["0f8e2b1c9d7a6354", "correct-horse-battery-staple", &"x1Y2z3W4v5U6".repeat(20)] {
             assert_eq!(MANAGEMENT_TOKEN.judge(Found::Text(text)), Ok(Secret::new(text)));
+            assert!(!is_guessable(text), "{text}");
+        }
+        for text in ["this-is-a-secret-token", "your-management-token", "test-management-token", "1234567890123456"] {
+            assert_eq!(MANAGEMENT_TOKEN.judge(Found::Text(text)), Ok(Secret::new(text)));
+            assert!(is_guessable(text), "{text} is worth a warning");
         }
     }
 
@@ -465,7 +476,10 @@ mod tests {
     fn a_root_key_is_32_bytes_in_base64() {
         let good = STANDARD.encode((0..32).collect::<Vec<u8>>());
         assert_eq!(ROOT_KEY.judge(Found::Text(&good)), Ok(Secret::new(&*good)));
-        for octets in [vec![0; 32], (0..31).collect(), (0..33).collect()] {
+        let typed = STANDARD.encode([7; 32]);
+        assert_eq!(ROOT_KEY.judge(Found::Text(&typed)), Ok(Secret::new(&*typed)));
+        assert!(is_typed_key(&typed) && !is_typed_key(&good), "it is worth a warning");
+        for octets in [(0..31).collect(), (0..33).collect()] {
             let text = STANDARD.encode::<Vec<u8>>(octets);
             let problem = problem(&ROOT_KEY, &text);
             assert!(problem.contains("expected") && !problem.contains(&text), "{problem}");

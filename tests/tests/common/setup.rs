@@ -27,6 +27,11 @@ impl Api {
         Self::below(name, addr, "", more)
     }
 
+    /// An API of this dialect at this address.
+    pub fn speaking(dialect: &str, name: &str, addr: SocketAddr) -> Self {
+        Self { name: name.to_owned(), yaml: format!("dialect: {dialect}\nbase_url: http://{addr}\n") }
+    }
+
     fn below(name: &str, addr: SocketAddr, path: &str, more: &str) -> Self {
         Self { name: name.to_owned(), yaml: format!("dialect: openai\nbase_url: http://{addr}{path}\n{more}") }
     }

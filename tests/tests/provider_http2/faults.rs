@@ -48,16 +48,22 @@ async fn listen(mut frames: Frames) {
 
 /// A stream, with the whole of this body.
 async fn whole(frames: &mut Frames, body: usize) -> Option<u32> {
+    part_of(frames, body, 1 << 24).await
+}
+
+/// A stream, with so much of its body, and room for little more than `window`.
+async fn part_of(frames: &mut Frames, part: usize, window: u32) -> Option<u32> {
     let stream = frames.request().await?;
-    frames.open_window(stream, 1 << 24).await;
-    frames.body(body).await.then_some(stream)
+    frames.open_window(stream, window).await;
+    frames.body(part).await.then_some(stream)
 }
 
 /// The first connection has not looked at its first request, once so much of its body is there; others answer it.
 async fn looks_at_nothing_first(part: usize, body: usize) -> Provider {
     Provider::raw(move |mut frames, connection| async move {
         if connection == 1 {
-            if whole(&mut frames, part).await.is_some() {
+            // Room for a part only: what has been sent whole is not kept.
+            if part_of(&mut frames, part, 1 << 17).await.is_some() {
                 frames.goaway(0, Reason::NO_ERROR).await;
             }
             return listen(frames).await;

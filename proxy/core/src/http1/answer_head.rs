@@ -87,6 +87,8 @@ impl AnswerName {
             21 => pick(&[("sec-websocket-version", Self::Dropped)]),
             22 => pick(&[("x-llm-proxy-request-id", Self::Dropped), ("sec-websocket-protocol", Self::Dropped)]),
             24 => pick(&[("sec-websocket-extensions", Self::Dropped)]),
+            // Would hold for the proxy's own host, and for a year.
+            25 => pick(&[("strict-transport-security", Self::Dropped)]),
             27 => pick(&[("access-control-allow-origin", Self::Cors)]),
             29 => pick(&[("access-control-expose-headers", Self::Cors)]),
             _ => Self::Other,

@@ -215,6 +215,11 @@ impl Call {
         call
     }
 
+    /// All of it as it came, or as it was written down.
+    pub fn head(&self) -> &[u8] {
+        &self.raw
+    }
+
     /// The method, case-sensitive (RFC 9110 §9.1).
     pub fn method(&self) -> &str {
         self.text(&self.method)
