@@ -1,20 +1,14 @@
-//! Every layer of the admin plane, outermost first: the headers of every answer, the credential, then the wait of a
-//! change until it holds.
+//! Every layer of the admin plane, outermost first: the headers of every answer, then the credential.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, header};
-use tokio::time::timeout;
 
 use crate::Admin;
-
-/// The longest wait for the data plane to act on a change.
-const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The paths that need no credential. Everything else does: a new route is closed until it is listed here.
 pub(crate) const OPEN_PATHS: [&str; 3] = ["/health", "/health/live", "/health/ready"];
@@ -22,10 +16,7 @@ pub(crate) const OPEN_PATHS: [&str; 3] = ["/health", "/health/live", "/health/re
 /// Puts the layers around all routes, known and unknown.
 pub(crate) fn wrap(routes: Router<Arc<Admin>>, admin: &Arc<Admin>) -> Router<Arc<Admin>> {
     // axum runs the layer that was added last first.
-    routes
-        .layer(from_fn_with_state(Arc::clone(admin), until_applied))
-        .layer(from_fn_with_state(Arc::clone(admin), authenticate))
-        .layer(from_fn(standard_headers))
+    routes.layer(from_fn_with_state(Arc::clone(admin), authenticate)).layer(from_fn(standard_headers))
 }
 
 async fn standard_headers(request: Request, next: Next) -> Response {
@@ -34,16 +25,6 @@ async fn standard_headers(request: Request, next: Next) -> Response {
     // Answers show projects, tokens and counts as they are now: no cache may keep them.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
-}
-
-/// A change that succeeded is answered when it holds. The store has it either way.
-async fn until_applied(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
-    let is_change = !request.method().is_safe();
-    let response = next.run(request).await;
-    if is_change && response.status().is_success() && timeout(APPLY_TIMEOUT, (admin.applied)()).await.is_err() {
-        tracing::warn!("the data plane has not taken note of a change within {APPLY_TIMEOUT:?}");
-    }
     response
 }
 

@@ -132,8 +132,9 @@ pub(crate) async fn update(
     let name = body.name.as_deref().map(fields::project_name).transpose()?;
     let keys = key_changes(&admin, body.api_key, body.provider_keys)?;
     let change = ProjectChange { name, is_active: body.is_active, set_keys: keys.set, remove_keys: keys.removed };
-    let updated = admin.store.update_project(&id, change).await?;
-    Ok(Json(updated.ok_or_else(Problem::project_not_found)?.into()))
+    let updated = admin.store.update_project(&id, change).await?.ok_or_else(Problem::project_not_found)?;
+    admin.in_force().await?;
+    Ok(Json(updated.into()))
 }
 
 /// Revokes every token of the project. Tokens that were revoked before are counted apart.
@@ -145,6 +146,7 @@ pub(crate) async fn revoke_tokens(
     let revoked = admin.store.revoke_project_tokens(&id).await?;
     let Revoked { revoked_count, already_revoked_count, total_tokens } =
         revoked.ok_or_else(Problem::project_not_found)?;
+    admin.in_force().await?;
     Ok(Json(RevokedView { revoked_count, already_revoked_count, total_tokens }))
 }
 

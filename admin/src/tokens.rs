@@ -104,6 +104,9 @@ pub(crate) async fn list(
 }
 
 /// Makes a token. Its project may be inactive: the token then works as soon as the project is active.
+///
+/// It is answered whether or not the data plane has taken note: the token would be lost with an error, and a new one
+/// takes nothing from anybody.
 pub(crate) async fn create(
     State(admin): State<Arc<Admin>>,
     Sent(body): Sent<CreateBody>,
@@ -143,15 +146,19 @@ pub(crate) async fn update(
         allowed_models: body.allowed_models.map(|list| list.map(fields::allowed_models).transpose()).transpose()?,
     };
     catch_up(&admin).await;
-    let updated = admin.store.update_token(&id, change).await?;
-    Ok(Json(updated.ok_or_else(Problem::token_not_found)?.into()))
+    let updated = admin.store.update_token(&id, change).await?.ok_or_else(Problem::token_not_found)?;
+    admin.in_force().await?;
+    Ok(Json(updated.into()))
 }
 
 /// Revokes a token for good measure as often as asked: 204 for every token that exists, revoked before or not, and
 /// 404 for an id that never was one. The row stays, with its counts.
 pub(crate) async fn revoke(State(admin): State<Arc<Admin>>, Id(id): Id, _: Bare) -> Result<StatusCode, Problem> {
-    let existed = admin.store.revoke_token(&id).await?;
-    if existed { Ok(StatusCode::NO_CONTENT) } else { Err(Problem::token_not_found()) }
+    if !admin.store.revoke_token(&id).await? {
+        return Err(Problem::token_not_found());
+    }
+    admin.in_force().await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// The moment so many minutes ahead, in microseconds since the epoch.

@@ -21,8 +21,8 @@ use crate::plane::tokens::Tokens;
 /// How long after a failure the store is asked again for what only it can tell.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// Applies every change of the store to the tokens in memory, until the store is gone. `applied` tells up to which: from
-/// then on nothing is admitted that a change forbids, and what ran is cut.
+/// Applies every change of the store to the tokens in memory, until the store is gone. `applied` tells up to which:
+/// from then on nothing is admitted that a change forbids, and what ran is cut.
 ///
 /// What changes leave to be done at the store is done beside them, and no change waits for it.
 pub async fn follow_changes(gateway: Arc<Gateway>, changes: Changes<Change>, applied: watch::Sender<u64>) {

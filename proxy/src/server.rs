@@ -162,6 +162,10 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
             health: Arc::new(move || {
                 let health = if ready.drain.is_stopping() {
                     Health::NotReady("the process is stopping".into())
+                } else if ready.loses_records() {
+                    Health::NotReady(
+                        "the journal cannot be written: records are being lost, the log has the reason".into(),
+                    )
                 } else {
                     Health::Ready
                 };

@@ -13,19 +13,24 @@ use crate::error::StoreError;
 /// How many changes one [`Store::changes_after`](crate::Store::changes_after) returns at most.
 pub(crate) const BATCH: i64 = 1_000;
 
+/// Kinds as they stand in the table.
 const TOKEN: &str = "token";
+const TOKEN_REVOKED: &str = "token_revoked";
+const TOKENS_REVOKED: &str = "tokens_revoked";
 const PROJECT: &str = "project";
+const PROJECT_INACTIVE: &str = "project_inactive";
 
 /// One committed mutation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// Its place in the feed, from 1, without gaps.
     pub seq: u64,
-    /// What to drop from caches and look at again.
+    /// What to drop from caches, and what to cut.
     pub kind: ChangeKind,
 }
 
-/// What a mutation touched. It says where to look, not what is there: the store is read again.
+/// What a mutation touched, and whether it may run any more: enough for a follower to forget and to cut at once,
+/// without a look at the store. Everything else is read again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChangeKind {
     /// This token was made, edited or revoked.
@@ -34,12 +39,20 @@ pub enum ChangeKind {
         id: String,
         /// The key under which caches hold it, also as unknown.
         digest: TokenDigest,
+        /// False: it is revoked.
+        is_active: bool,
     },
-    /// This project, its provider keys, or many of its tokens at once (revoking all of them is one such change):
-    /// every token of the project must be read again.
+    /// This project or its provider keys were made or edited: every token of it must be read again.
     Project {
         /// Its id.
         id: String,
+        /// False: its tokens are not served.
+        is_active: bool,
+    },
+    /// Every token of this project was revoked.
+    TokensRevoked {
+        /// The project's id.
+        project_id: String,
     },
 }
 
@@ -53,8 +66,11 @@ pub(crate) async fn record(
     let seq: i64 =
         sqlx::query_scalar("SELECT seq FROM change_counter WHERE id = 1").fetch_one(&mut *connection).await?;
     let (name, id, digest) = match &kind {
-        ChangeKind::Token { id, digest } => (TOKEN, id, Some(digest.as_bytes().to_vec())),
-        ChangeKind::Project { id } => (PROJECT, id, None),
+        ChangeKind::Token { id, digest, is_active } => {
+            (if *is_active { TOKEN } else { TOKEN_REVOKED }, id, Some(digest.as_bytes().to_vec()))
+        }
+        ChangeKind::Project { id, is_active } => (if *is_active { PROJECT } else { PROJECT_INACTIVE }, id, None),
+        ChangeKind::TokensRevoked { project_id } => (TOKENS_REVOKED, project_id, None),
     };
     sqlx::query("INSERT INTO changes (seq, kind, subject_id, digest, at_us) VALUES (?, ?, ?, ?, ?)")
         .bind(seq)
@@ -84,8 +100,9 @@ fn change(row: &SqliteRow) -> Result<Change, StoreError> {
     let id: String = row.try_get("subject_id")?;
     let kind: String = row.try_get("kind")?;
     let kind = match kind.as_str() {
-        TOKEN => ChangeKind::Token { id, digest: digest(row)? },
-        PROJECT => ChangeKind::Project { id },
+        TOKEN | TOKEN_REVOKED => ChangeKind::Token { id, digest: digest(row)?, is_active: kind == TOKEN },
+        PROJECT | PROJECT_INACTIVE => ChangeKind::Project { id, is_active: kind == PROJECT },
+        TOKENS_REVOKED => ChangeKind::TokensRevoked { project_id: id },
         _ => return Err(StoreError::Corrupt("changes has a row of an unknown kind".to_owned())),
     };
     Ok(Change { seq: row.try_get("seq")?, kind })
@@ -103,6 +120,7 @@ pub(crate) fn digest(row: &SqliteRow) -> Result<TokenDigest, StoreError> {
 mod tests {
     use super::*;
     use crate::testing::Fixture;
+    use crate::{ProjectChange, TokenChange};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn parallel_writers_leave_no_gap_and_are_heard_in_order() {
@@ -120,13 +138,44 @@ mod tests {
         }
         let feed = fixture.store.changes_after(0).await.unwrap();
         assert!(feed.iter().map(|change| change.seq).eq(1..=41));
-        assert_eq!(feed[0].kind, ChangeKind::Project { id: project.id });
+        assert_eq!(feed[0].kind, ChangeKind::Project { id: project.id, is_active: true });
         for expected in &feed[1..] {
             assert_eq!(&heard.recv().await.unwrap(), expected);
         }
         assert_eq!(fixture.store.changes_after(40).await.unwrap(), feed[40..]);
         assert!(fixture.store.changes_after(u64::MAX).await.unwrap().is_empty());
         assert_eq!(fixture.store.change_position().await.unwrap(), 41);
+    }
+
+    #[tokio::test]
+    async fn the_feed_says_what_may_not_run_any_more() {
+        let fixture = Fixture::new().await;
+        let store = &fixture.store;
+        let mut heard = store.subscribe();
+        let project = fixture.project("one").await.id;
+        let (token, secret) = store.create_token(Fixture::new_token(&project)).await.unwrap();
+        let (id, digest) = (token.id, store.pepper().digest(&secret));
+        for is_active in [None, Some(false), None, Some(true)] {
+            store.update_token(&id, TokenChange { is_active, ..Default::default() }).await.unwrap();
+        }
+        store.revoke_token(&id).await.unwrap();
+        for is_active in [Some(false), None, Some(true)] {
+            store.update_project(&project, ProjectChange { is_active, ..Default::default() }).await.unwrap();
+        }
+        store.update_token(&id, TokenChange { is_active: Some(true), ..Default::default() }).await.unwrap();
+        store.revoke_project_tokens(&project).await.unwrap();
+
+        let of_token = |is_active| ChangeKind::Token { id: id.clone(), digest, is_active };
+        let of_project = |is_active| ChangeKind::Project { id: project.clone(), is_active };
+        let mut expected = vec![of_project(true)];
+        expected.extend([true, true, false, false, true, false].map(of_token));
+        expected.extend([false, false, true].map(of_project));
+        expected.extend([of_token(true), ChangeKind::TokensRevoked { project_id: project.clone() }]);
+        let feed = store.changes_after(0).await.unwrap();
+        assert!(feed.iter().map(|change| &change.kind).eq(&expected), "{feed:?}");
+        for change in &feed {
+            assert_eq!(&heard.recv().await.unwrap(), change, "heard as it is in the feed");
+        }
     }
 
     #[tokio::test]

@@ -3,17 +3,20 @@
 //! One connection writes and a few read. SQLite has one writer at a time anyway; queueing for it here, in order, is
 //! fairer and cheaper than polling its lock. WAL lets readers go on meanwhile. `synchronous = FULL`, because a lease
 //! that a power cut undoes is a request over the limit.
+//!
+//! A connection goes back to its pool only if it has proven sound. One that a full disk left in a state that nothing
+//! can be done in is closed, and whoever is next opens another: when the disk has room again, all is as before.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::SqlitePool;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, SqliteConnection, SqlitePool};
 
 use crate::error::StoreError;
 
@@ -26,6 +29,7 @@ const READERS: u32 = 4;
 
 /// The open database.
 pub(crate) struct Database {
+    path: PathBuf,
     writer: SqlitePool,
     readers: SqlitePool,
 }
@@ -36,12 +40,17 @@ impl Database {
         let options = connect_options(url)?;
         let path = options.get_filename().to_owned();
         make_private(&path)?;
-        let writer = pool(1).connect_with(options.clone()).await?;
+        let writer = pool(1).connect_with(options.clone()).await.map_err(|error| in_file(&path, error.into()))?;
         // `query_only`, so that a write that strays here fails instead of fighting the writer for its lock.
         let readers = pool(READERS).connect_lazy_with(options.pragma("query_only", "ON"));
-        let database = Self { writer, readers };
-        database.check(&path).await?;
+        let database = Self { path, writer, readers };
+        database.check().await?;
         Ok(database)
+    }
+
+    /// What goes wrong at the start, with the file that it went wrong with.
+    pub(crate) fn at_start(&self, error: StoreError) -> StoreError {
+        in_file(&self.path, error)
     }
 
     /// Waits for the only writing connection, at most [`PATIENCE`].
@@ -65,15 +74,17 @@ impl Database {
         self.writer.close().await;
     }
 
-    async fn check(&self, path: &Path) -> Result<(), StoreError> {
-        let findings: Vec<String> =
-            sqlx::query_scalar("PRAGMA quick_check(3)").fetch_all(&mut *self.writer().await?).await?;
+    async fn check(&self) -> Result<(), StoreError> {
+        let findings: Vec<String> = sqlx::query_scalar("PRAGMA quick_check(3)")
+            .fetch_all(&mut *self.writer().await?)
+            .await
+            .map_err(|error| self.at_start(error.into()))?;
         if findings.iter().map(String::as_str).eq(["ok"]) {
             return Ok(());
         }
         Err(StoreError::Corrupt(format!(
             "quick_check of {} says: {}. Restore it from a backup",
-            path.display(),
+            self.path.display(),
             findings.join("; ")
         )))
     }
@@ -87,6 +98,26 @@ fn pool(connections: u32) -> SqlitePoolOptions {
         .max_lifetime(None::<Duration>)
         .idle_timeout(None::<Duration>)
         .test_before_acquire(false)
+        .after_release(|connection, _| Box::pin(is_sound(connection)))
+}
+
+/// Whether a connection that comes back may be used again.
+///
+/// When the disk is full SQLite ends the transaction by itself. The ROLLBACK that the driver sends then fails, and the
+/// driver counts the transaction as open for as long as the connection lives: each one after it would be refused.
+/// Whatever else an error of the disk leaves behind: with a connection that cannot read, nobody is served.
+async fn is_sound(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    // Answered behind a ROLLBACK that is on its way, and out of the file.
+    let reads = sqlx::query("PRAGMA schema_version").execute(&mut *connection).await.is_ok();
+    Ok(reads && !connection.is_in_transaction())
+}
+
+fn in_file(path: &Path, error: StoreError) -> StoreError {
+    match error {
+        StoreError::Unavailable(cause) => StoreError::Unavailable(format!("{}: {cause}", path.display())),
+        StoreError::Corrupt(cause) => StoreError::Corrupt(format!("{}: {cause}", path.display())),
+        error => error,
+    }
 }
 
 /// Reads `sqlite:PATH`. Parameters that would weaken what is set here are refused. The URL is not repeated in errors:
@@ -186,10 +217,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_file_is_found_at_the_start() {
+    async fn a_damaged_file_is_found_at_the_start_and_named() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("store.db"), [b'x'; 8192]).unwrap();
-        assert!(matches!(Database::open(&url(&folder)).await, Err(StoreError::Corrupt(_))));
+        let error = Database::open(&url(&folder)).await.err().unwrap();
+        assert!(matches!(&error, StoreError::Corrupt(cause) if cause.contains("store.db")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_transaction_ended_without_its_driver_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(&url(&folder)).await.unwrap();
+        for (ends_by_itself, expected) in [(false, true), (true, false)] {
+            let mut writer = database.writer().await.unwrap();
+            let mut transaction = writer.begin_with(WRITE).await.unwrap();
+            if ends_by_itself {
+                // What SQLite does when the disk is full.
+                sqlx::query("ROLLBACK").execute(&mut *transaction).await.unwrap();
+            }
+            drop(transaction);
+            assert_eq!(is_sound(&mut writer).await.unwrap(), expected);
+        }
+        let mut writer = database.writer().await.unwrap();
+        assert!(writer.begin_with(WRITE).await.is_ok(), "the pool has another one");
     }
 
     #[tokio::test]

@@ -1,11 +1,12 @@
 //! What can go wrong in the store, sorted by what the caller does about it.
 
+use crate::root_key::RootKeyError;
 use crate::seal::SealError;
 
 /// Why the store did not do what it was asked.
 ///
 /// The texts are for operators. They name tables, files and causes, never a stored value.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// Another row has this value: answer 409.
     #[error("{what} is already taken")]
@@ -61,6 +62,13 @@ impl From<SealError> for StoreError {
             SealError::Random => Self::Unavailable(error.to_string()),
             SealError::NotSealed | SealError::OtherKey { .. } | SealError::Broken => Self::Corrupt(error.to_string()),
         }
+    }
+}
+
+impl From<RootKeyError> for StoreError {
+    /// Only the start asks for it, and it stops.
+    fn from(error: RootKeyError) -> Self {
+        Self::Invalid(error.to_string())
     }
 }
 

@@ -33,7 +33,16 @@ pub struct Count {
 }
 
 impl Store {
-    /// Takes the next lease of a token: [`lease_size`] of what remains. Whether the token is live is not asked here.
+    /// Takes the first lease of a token, as [`Self::renew_lease`] takes the next one.
+    ///
+    /// # Errors
+    /// Those of [`Self::renew_lease`].
+    pub async fn take_lease(&self, token_id: &str) -> Result<Lease, StoreError> {
+        self.renew_lease(token_id, 0).await
+    }
+
+    /// Takes the next lease of a token: [`lease_size`] of what remains, once `unused` requests of earlier leases have
+    /// been given back. Both happen or neither does. Whether the token is live is not asked here.
     ///
     /// A token without a limit gets leases too, and they count: a limit set later starts from what was granted.
     ///
@@ -41,22 +50,23 @@ impl Store {
     /// leases in a task of their own.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] without such a token. After any error nothing may be served; if the commit itself
-    /// failed, the lease may be lost, never granted twice.
-    pub async fn take_lease(&self, token_id: &str) -> Result<Lease, StoreError> {
+    /// [`StoreError::NotFound`] without such a token. After any error nothing may be served, and `unused` may have been
+    /// given back; if the commit itself failed, the lease may be lost, never granted twice.
+    pub async fn renew_lease(&self, token_id: &str, unused: u32) -> Result<Lease, StoreError> {
         let (store, token_id) = (self.clone(), token_id.to_owned());
-        to_its_end(async move { take(&store, &token_id).await }).await
+        to_its_end(async move { renew(&store, &token_id, unused).await }).await
     }
 
-    /// Gives back what was leased and will not be used, e.g. at shutdown.
+    /// Gives back what was leased and will not be used, by token, in one transaction. Tokens that do not exist are
+    /// passed over.
     ///
     /// Give a lease back once: after an error it may have been given back, so do not repeat the call.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] without such a token.
-    pub async fn return_lease(&self, token_id: &str, unused: u32) -> Result<(), StoreError> {
-        let (store, token_id) = (self.clone(), token_id.to_owned());
-        to_its_end(async move { give_back(&store, &token_id, unused).await }).await
+    /// [`StoreError::Unavailable`].
+    pub async fn return_leases(&self, unused: &[(String, u32)]) -> Result<(), StoreError> {
+        let (store, unused) = (self.clone(), unused.to_vec());
+        to_its_end(async move { give_back_all(&store, &unused).await }).await
     }
 
     /// The last record of this journal whose requests are counted; 0 when none is.
@@ -83,9 +93,12 @@ impl Store {
 
 const SELECT_CURSOR: &str = "SELECT seq FROM cursors WHERE journal_id = ?";
 
-async fn take(store: &Store, token_id: &str) -> Result<Lease, StoreError> {
+async fn renew(store: &Store, token_id: &str, unused: u32) -> Result<Lease, StoreError> {
     let mut connection = store.database().writer().await?;
     let mut transaction = connection.begin_with(WRITE).await?;
+    if unused > 0 {
+        give_back(&mut transaction, token_id, unused).await?;
+    }
     let kept: Option<(Option<u64>, u64)> = sqlx::query_as("SELECT max_requests, granted FROM tokens WHERE id = ?")
         .bind(token_id)
         .fetch_optional(&mut *transaction)
@@ -93,29 +106,37 @@ async fn take(store: &Store, token_id: &str) -> Result<Lease, StoreError> {
     let (max_requests, granted) = kept.ok_or(StoreError::NotFound { what: "the token" })?;
     let remaining = max_requests.map_or(u64::MAX, |max_requests| max_requests.saturating_sub(granted));
     let wanted = lease_size(remaining);
-    if wanted == 0 || u64::from(wanted) > remaining {
-        return Ok(Lease { granted: 0, remaining_after: remaining });
-    }
-    // The condition repeats what was just read under the same lock: the statement alone already keeps the promise.
-    let update = "UPDATE tokens SET granted = granted + ? \
-        WHERE id = ? AND (max_requests IS NULL OR granted + ? <= max_requests)";
-    let updated =
-        sqlx::query(update).bind(wanted).bind(token_id).bind(wanted).execute(&mut *transaction).await?.rows_affected();
-    if updated == 0 {
-        return Ok(Lease { granted: 0, remaining_after: remaining });
-    }
+    let granted = if wanted > 0 && grant(&mut transaction, token_id, wanted).await? { wanted } else { 0 };
     transaction.commit().await?;
-    let remaining_after = max_requests.map_or(u64::MAX, |_| remaining.saturating_sub(u64::from(wanted)));
-    Ok(Lease { granted: wanted, remaining_after })
+    let remaining_after = max_requests.map_or(u64::MAX, |_| remaining.saturating_sub(u64::from(granted)));
+    Ok(Lease { granted, remaining_after })
 }
 
-async fn give_back(store: &Store, token_id: &str, unused: u32) -> Result<(), StoreError> {
+/// Whether so many requests more are within the limit; then they are granted.
+async fn grant(connection: &mut SqliteConnection, token_id: &str, wanted: u32) -> Result<bool, StoreError> {
+    // The condition repeats what was read under the same lock: the statement alone already keeps the promise.
+    let update = "UPDATE tokens SET granted = granted + ? \
+        WHERE id = ? AND (max_requests IS NULL OR granted + ? <= max_requests)";
+    let updated = sqlx::query(update).bind(wanted).bind(token_id).bind(wanted).execute(connection).await?;
+    Ok(updated.rows_affected() > 0)
+}
+
+async fn give_back_all(store: &Store, unused: &[(String, u32)]) -> Result<(), StoreError> {
+    let mut connection = store.database().writer().await?;
+    let mut transaction = connection.begin_with(WRITE).await?;
+    for (token_id, unused) in unused {
+        give_back(&mut transaction, token_id, *unused).await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+async fn give_back(connection: &mut SqliteConnection, token_id: &str, unused: u32) -> Result<(), StoreError> {
     // Never below what was used: a count that arrived first has already said that those requests were made.
     let update = "UPDATE tokens SET granted = CASE WHEN granted - ? < request_count THEN request_count \
         ELSE granted - ? END WHERE id = ?";
-    let mut connection = store.database().writer().await?;
-    let updated = sqlx::query(update).bind(unused).bind(unused).bind(token_id).execute(&mut *connection).await?;
-    if updated.rows_affected() == 0 { Err(StoreError::NotFound { what: "the token" }) } else { Ok(()) }
+    sqlx::query(update).bind(unused).bind(unused).bind(token_id).execute(connection).await?;
+    Ok(())
 }
 
 async fn add(store: &Store, journal_id: &str, up_to_seq: u64, counts: &[Count]) -> Result<(), StoreError> {
@@ -225,12 +246,25 @@ mod tests {
         let fixture = Fixture::new().await;
         let id = limited(&fixture, Some(16)).await;
         assert_eq!(lease_all(&fixture.store, &id).await, 16);
-        fixture.store.return_lease(&id, 4).await.unwrap();
+        fixture.store.return_leases(&[(id.clone(), 4)]).await.unwrap();
         assert_eq!(lease_all(&fixture.store, &id).await, 4);
         fixture.store.add_counts("journal", 1, &[count(&id, 15, 1)]).await.unwrap();
-        fixture.store.return_lease(&id, 16).await.unwrap();
+        fixture.store.return_leases(&[("nobody".to_owned(), 1), (id.clone(), 16)]).await.unwrap();
         assert_eq!(lease_all(&fixture.store, &id).await, 1);
-        assert!(matches!(fixture.store.return_lease("nobody", 1).await.err(), Some(StoreError::NotFound { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_comes_back_with_the_next_lease_is_part_of_it_also_when_nothing_is_left_for_one() {
+        let fixture = Fixture::new().await;
+        let id = limited(&fixture, Some(16)).await;
+        assert_eq!(lease_all(&fixture.store, &id).await, 16);
+        assert_eq!(fixture.store.renew_lease(&id, 9).await.unwrap(), Lease { granted: 1, remaining_after: 8 });
+        let change = TokenChange { max_requests: Some(Some(5)), ..Default::default() };
+        fixture.store.update_token(&id, change).await.unwrap();
+        // 8 are granted. What comes back is given back, though the limit is below what is granted then.
+        assert_eq!(fixture.store.renew_lease(&id, 1).await.unwrap(), Lease { granted: 0, remaining_after: 0 });
+        assert_eq!(fixture.store.renew_lease(&id, 4).await.unwrap(), Lease { granted: 1, remaining_after: 1 });
+        assert!(matches!(fixture.store.renew_lease("nobody", 1).await.err(), Some(StoreError::NotFound { .. })));
     }
 
     #[tokio::test]

@@ -27,6 +27,7 @@ mod store;
 #[cfg(test)]
 mod testing;
 mod tokens;
+mod writable;
 
 pub use changes::{Change, ChangeKind};
 pub use error::StoreError;

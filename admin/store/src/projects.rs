@@ -122,7 +122,8 @@ async fn create(store: &Store, new: &NewProject) -> Result<Project, StoreError> 
         provider_keys::set(&mut transaction, &key, &id, (api.as_str(), secret), now_us).await?;
     }
     let made = read(&mut transaction, &id).await?.ok_or(StoreError::NotFound { what: "the project" })?;
-    let change = changes::record(&mut transaction, ChangeKind::Project { id }, now_us).await?;
+    let kind = ChangeKind::Project { id, is_active: made.is_active };
+    let change = changes::record(&mut transaction, kind, now_us).await?;
     transaction.commit().await?;
     store.announce(change);
     Ok(made)
@@ -133,9 +134,10 @@ async fn update(store: &Store, id: &str, change: &ProjectChange) -> Result<Optio
     let mut connection = store.database().writer().await?;
     let mut transaction = connection.begin_with(WRITE).await?;
     let Some(kept) = read(&mut transaction, id).await? else { return Ok(None) };
+    let is_active = change.is_active.unwrap_or(kept.is_active);
     sqlx::query("UPDATE projects SET name = ?, is_active = ?, updated_at_us = ? WHERE id = ?")
         .bind(change.name.as_deref().unwrap_or(&kept.name))
-        .bind(change.is_active.unwrap_or(kept.is_active))
+        .bind(is_active)
         .bind(now_us)
         .bind(id)
         .execute(&mut *transaction)
@@ -151,7 +153,8 @@ async fn update(store: &Store, id: &str, change: &ProjectChange) -> Result<Optio
         }
     }
     let changed = read(&mut transaction, id).await?;
-    let change = changes::record(&mut transaction, ChangeKind::Project { id: id.to_owned() }, now_us).await?;
+    let kind = ChangeKind::Project { id: id.to_owned(), is_active };
+    let change = changes::record(&mut transaction, kind, now_us).await?;
     transaction.commit().await?;
     store.announce(change);
     Ok(changed)

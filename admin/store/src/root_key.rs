@@ -24,7 +24,11 @@ const CHECK_LABEL: &[u8] = b"llm-proxy root key check value";
 
 /// The secret that opens the store. Its memory is wiped on drop and its `Debug` shows nothing.
 #[derive(Clone)]
-pub struct RootKey(Zeroizing<[u8; OCTETS]>);
+pub struct RootKey {
+    octets: Zeroizing<[u8; OCTETS]>,
+    /// Where a new key is to be kept, as long as nothing is sealed under it.
+    unwritten: Option<PathBuf>,
+}
 
 /// Why there is no root key.
 #[derive(Debug, thiserror::Error)]
@@ -55,14 +59,14 @@ pub enum RootKeyError {
         mode: u32,
     },
     /// The file cannot be read or made.
-    #[error("{action} {}: {source}", .path.display())]
+    #[error("{action} {}: {cause}", .path.display())]
     Io {
         /// `reading` or `writing`.
         action: &'static str,
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// No random octets.
     #[error("the system gave no random octets for a new root key")]
@@ -78,7 +82,7 @@ impl RootKey {
         let octets = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| RootKeyError::NotBase64)?);
         let octets = <[u8; OCTETS]>::try_from(octets.as_slice())
             .map_err(|_| RootKeyError::WrongLength { found: octets.len() })?;
-        Ok(Self(Zeroizing::new(octets)))
+        Ok(Self::known(Zeroizing::new(octets)))
     }
 
     /// Makes a new random key.
@@ -86,37 +90,66 @@ impl RootKey {
     /// # Errors
     /// [`RootKeyError::Random`] when the system has no random octets to give.
     pub fn generate() -> Result<Self, RootKeyError> {
-        Ok(Self(seal::random::<OCTETS>().map_err(|_| RootKeyError::Random)?))
+        Ok(Self::known(seal::random::<OCTETS>().map_err(|_| RootKeyError::Random)?))
     }
 
-    /// Reads the key from this file, or makes the file (mode 0600) with a new key if there is none. Blocks on disk IO.
+    /// Reads the key from this file, or makes a new one if there is none. Blocks on disk IO.
     ///
-    /// The file appears whole or not at all, and an existing one is never replaced: two first starts at once end with
-    /// one key, and a crash leaves no half of one.
+    /// A new key is written (mode 0600) by [`Store::open`](crate::Store::open), once the database has proven to be new:
+    /// beside one that another key has sealed, it would stand where the right one belongs.
     ///
     /// # Errors
     /// Any [`RootKeyError`]; the message says what to do.
     pub fn load_or_generate(path: &Path) -> Result<Self, RootKeyError> {
-        match Self::load(path) {
-            Err(RootKeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-            loaded => return loaded,
+        match Self::load(path)? {
+            Some(loaded) => Ok(loaded),
+            None => Ok(Self { unwritten: Some(path.to_owned()), ..Self::generate()? }),
         }
-        let written = Self::generate()?.write_new(path);
-        written.map_err(|source| RootKeyError::Io { action: "writing", path: path.to_owned(), source })?;
-        Self::load(path)
     }
 
-    fn load(path: &Path) -> Result<Self, RootKeyError> {
-        let failed = |source| RootKeyError::Io { action: "reading", path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(failed)?;
+    const fn known(octets: Zeroizing<[u8; OCTETS]>) -> Self {
+        Self { octets, unwritten: None }
+    }
+
+    /// The file that a new key is for: nobody has it but this process.
+    pub(crate) fn unwritten(&self) -> Option<&Path> {
+        self.unwritten.as_deref()
+    }
+
+    /// This key. In place of a new one, the one that another process has written meanwhile, if any has.
+    pub(crate) fn reread(&self) -> Result<Self, RootKeyError> {
+        let written = self.unwritten().map(Self::load).transpose()?.flatten();
+        Ok(written.unwrap_or_else(|| self.clone()))
+    }
+
+    /// As [`Self::reread`], with a new key in its file: something is about to be sealed under it.
+    ///
+    /// The file appears whole or not at all, and an existing one is never replaced: two first starts at once end with
+    /// one key, and a crash leaves no half of one.
+    pub(crate) fn kept(&self) -> Result<Self, RootKeyError> {
+        if let Some(path) = self.unwritten() {
+            let written = self.write_new(path);
+            written.map_err(|cause| RootKeyError::Io { action: "writing", path: path.to_owned(), cause })?;
+        }
+        self.reread()
+    }
+
+    /// `None`: there is no such file.
+    fn load(path: &Path) -> Result<Option<Self>, RootKeyError> {
+        let failed = |cause| RootKeyError::Io { action: "reading", path: path.to_owned(), cause };
+        let mut file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(failed)?,
+        };
         let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(RootKeyError::Exposed { path: path.to_owned(), mode });
         }
         let mut text = Zeroizing::new(String::new());
         file.read_to_string(&mut text).map_err(failed)?;
-        Self::from_base64(&text)
-            .map_err(|reason| RootKeyError::InFile { path: path.to_owned(), reason: Box::new(reason) })
+        let key = Self::from_base64(&text)
+            .map_err(|reason| RootKeyError::InFile { path: path.to_owned(), reason: Box::new(reason) })?;
+        Ok(Some(key))
     }
 
     /// Writes beside the place and links into it: unlike a rename, a link never replaces a file that is there.
@@ -124,7 +157,7 @@ impl RootKey {
         let mut beside = path.as_os_str().to_owned();
         beside.push(format!(".{}", Uuid::now_v7()));
         let beside = PathBuf::from(beside);
-        let text = Zeroizing::new(STANDARD.encode(self.0.as_slice()) + "\n");
+        let text = Zeroizing::new(STANDARD.encode(self.octets.as_slice()) + "\n");
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         let linked = file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| {
             match fs::hard_link(&beside, path) {
@@ -141,7 +174,7 @@ impl RootKey {
 
     /// The key that seals the installation's secrets. Its id is the beginning of the check value.
     pub(crate) fn key_encryption_key(&self) -> Result<SealingKey, SealError> {
-        let derive = hkdf::Salt::new(hkdf::HKDF_SHA256, SALT).extract(self.0.as_slice());
+        let derive = hkdf::Salt::new(hkdf::HKDF_SHA256, SALT).extract(self.octets.as_slice());
         let mut octets = Zeroizing::new([0u8; OCTETS]);
         expand(&derive, KEK_LABEL, octets.as_mut_slice())?;
         let mut check = [0u8; OCTETS];
@@ -168,12 +201,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_generated_key_is_kept_in_a_private_file() {
+    fn a_generated_key_is_kept_in_a_private_file_when_it_is_to_be_used() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("root.key");
         let made = RootKey::load_or_generate(&path).unwrap();
+        assert!(!path.exists());
+        assert_eq!(*made.kept().unwrap().octets, *made.octets);
         let read = RootKey::load_or_generate(&path).unwrap();
-        assert_eq!(*made.0, *read.0);
+        assert_eq!(*read.octets, *made.octets);
+        assert_eq!(read.unwritten(), None);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_to_string(&path).unwrap().len(), 45);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left behind");
@@ -184,9 +220,11 @@ mod tests {
     fn an_existing_key_is_never_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("root.key");
-        let first = RootKey::load_or_generate(&path).unwrap();
-        RootKey::generate().unwrap().write_new(&path).unwrap();
-        assert_eq!(*RootKey::load(&path).unwrap().0, *first.0);
+        let [first, second] = [(); 2].map(|()| RootKey::load_or_generate(&path).unwrap());
+        for key in [&first, &second] {
+            assert_eq!(*key.kept().unwrap().octets, *first.octets);
+            assert_eq!(*second.reread().unwrap().octets, *first.octets);
+        }
     }
 
     #[test]
@@ -207,13 +245,15 @@ mod tests {
             assert!(message.contains(expected) && message.contains("root.key"), "{message}");
         }
         let missing = folder.path().join("no such folder").join("root.key");
-        assert!(RootKey::load_or_generate(&missing).unwrap_err().to_string().contains("writing"));
+        let message = RootKey::load_or_generate(&missing).unwrap().kept().unwrap_err().to_string();
+        assert!(message.contains("writing") && message.contains("no such folder"), "{message}");
     }
 
     #[test]
     fn every_root_key_has_its_own_key_encryption_key() {
-        let ids = [1, 2].map(|octet| *RootKey(Zeroizing::new([octet; 32])).key_encryption_key().unwrap().id());
+        let ids =
+            [1, 2, 1].map(|octet| *RootKey::known(Zeroizing::new([octet; 32])).key_encryption_key().unwrap().id());
         assert_ne!(ids[0], ids[1]);
-        assert_eq!(ids[0], *RootKey(Zeroizing::new([1; 32])).key_encryption_key().unwrap().id());
+        assert_eq!(ids[0], ids[2]);
     }
 }

@@ -21,43 +21,51 @@ pub(crate) struct Secrets {
     pub pepper: Pepper,
 }
 
-/// Opens the secrets, or makes them in a new database. The caller holds the write transaction.
+/// Opens the secrets, or makes them in a new database, whose root key is in its file before that. The caller holds the
+/// write transaction.
 pub(crate) async fn open_or_make(
     connection: &mut SqliteConnection,
     root_key: &RootKey,
     now_us: i64,
 ) -> Result<Secrets, StoreError> {
-    let key = root_key.key_encryption_key()?;
     let is_new = is_new(connection).await?;
-    let pepper = match (sealed(connection, CHECK).await?, sealed(connection, PEPPER).await?) {
+    match (sealed(connection, CHECK).await?, sealed(connection, PEPPER).await?) {
         (Some(check), Some(pepper)) => {
-            open_check(&key, &check)?;
+            let key = fitting(root_key, &check)?;
             let octets = key.open(&place(PEPPER), &pepper)?;
             let octets = <&[u8; 32]>::try_from(octets.as_slice())
                 .map_err(|_| StoreError::Corrupt("the token pepper has a wrong length".to_owned()))?;
-            Pepper::new(octets)
+            Ok(Secrets { key_encryption_key: key, pepper: Pepper::new(octets) })
         }
         (None, None) if is_new => {
+            let key = root_key.kept()?.key_encryption_key()?;
             let octets = seal::random::<32>()?;
             save(connection, &key, CHECK, CHECK_TEXT, now_us).await?;
             save(connection, &key, PEPPER, octets.as_slice(), now_us).await?;
-            Pepper::new(&octets)
+            Ok(Secrets { key_encryption_key: key, pepper: Pepper::new(&octets) })
         }
-        _ => {
-            return Err(StoreError::Corrupt("rows of sealed_secrets are missing. Restore it from a backup".to_owned()));
-        }
-    };
-    Ok(Secrets { key_encryption_key: key, pepper })
+        _ => Err(StoreError::Corrupt("rows of sealed_secrets are missing. Restore it from a backup".to_owned())),
+    }
 }
 
-fn open_check(key: &SealingKey, sealed: &[u8]) -> Result<(), StoreError> {
-    match key.open(&place(CHECK), sealed) {
-        Ok(_) => Ok(()),
-        Err(SealError::OtherKey { sealed_by }) => Err(StoreError::WrongRootKey {
+/// The key-encryption key, if the check value was sealed with it.
+fn fitting(root_key: &RootKey, check: &[u8]) -> Result<SealingKey, StoreError> {
+    let root_key = root_key.reread()?;
+    let key = root_key.key_encryption_key()?;
+    match (key.open(&place(CHECK), check), root_key.unwritten()) {
+        (Ok(_), _) => Ok(key),
+        (Err(SealError::OtherKey { sealed_by }), None) => Err(StoreError::WrongRootKey {
             sealed_by: seal::fingerprint(&sealed_by),
             given: seal::fingerprint(key.id()),
         }),
-        Err(error) => Err(error.into()),
+        // A key that was made for want of one.
+        (Err(SealError::OtherKey { sealed_by }), Some(path)) => Err(StoreError::Invalid(format!(
+            "this database was sealed with the root key {}, which is missing: it is expected in {}, or as ROOT_KEY. Put \
+             it back, since a backup of one is of no use without the other; no new one was made",
+            seal::fingerprint(&sealed_by),
+            path.display()
+        ))),
+        (Err(error), _) => Err(error.into()),
     }
 }
 
@@ -93,6 +101,8 @@ const fn place(name: &str) -> Place<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::Store;
     use crate::testing::{Fixture, root_key, url};
@@ -105,6 +115,31 @@ mod tests {
         assert!(matches!(error, StoreError::WrongRootKey { .. }), "{error}");
         assert!(error.to_string().contains("Start with the ROOT_KEY"));
         assert!(Store::open(&url(&fixture.folder), &root_key(1)).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_missing_root_key_is_told_with_its_place_and_never_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, away) = (folder.path().join("root_key"), folder.path().join("away"));
+        let open = async || Store::open(&url(&folder), &RootKey::load_or_generate(&path).unwrap()).await;
+        open().await.unwrap().close().await;
+        fs::rename(&path, &away).unwrap();
+        let error = open().await.err().unwrap().to_string();
+        assert!(error.contains(&path.display().to_string()) && error.contains("ROOT_KEY"), "{error}");
+        assert!(!path.exists());
+        fs::rename(&away, &path).unwrap();
+        assert!(open().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn two_first_starts_at_once_have_one_root_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("root_key");
+        let keys = [(); 2].map(|()| RootKey::load_or_generate(&path).unwrap());
+        let first = Store::open(&url(&folder), &keys[0]).await.unwrap();
+        let second = Store::open(&url(&folder), &keys[1]).await.unwrap();
+        let token = llm_proxy_core::token::ProxyToken::from_random([1; 20]);
+        assert_eq!(first.pepper().digest(&token), second.pepper().digest(&token));
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use crate::migrations;
 use crate::root_key::RootKey;
 use crate::seal::SealingKey;
 use crate::secrets::{self, Secrets};
+use crate::writable::LastTry;
 
 /// Changes that a slow subscriber may be behind before it must read [`Store::changes_after`] instead.
 const FEED_CAPACITY: usize = 1_024;
@@ -28,27 +29,23 @@ struct Inner {
     database: Database,
     secrets: Secrets,
     feed: broadcast::Sender<Change>,
+    last_try: LastTry,
 }
 
 impl Store {
     /// Opens the database at `sqlite:PATH`, or makes it (mode 0600), looks through it for damage, and brings its schema
-    /// up to date. Several processes may have it open.
+    /// up to date. Several processes may have it open. A root key that is new is written to its file if the database is
+    /// new too, and only then.
     ///
     /// # Errors
-    /// [`StoreError::Invalid`] for another URL, [`StoreError::Corrupt`], [`StoreError::Schema`],
+    /// [`StoreError::Invalid`] for another URL or a missing root key, [`StoreError::Corrupt`], [`StoreError::Schema`],
     /// [`StoreError::WrongRootKey`], [`StoreError::Unavailable`]: each is a reason not to start, and its text says what
     /// to do.
     pub async fn open(url: &str, root_key: &RootKey) -> Result<Self, StoreError> {
         let database = Database::open(url).await?;
-        let now_us = now_us();
-        let mut connection = database.writer().await?;
-        let mut transaction = connection.begin_with(WRITE).await?;
-        migrations::apply(&mut transaction, now_us).await?;
-        let secrets = secrets::open_or_make(&mut transaction, root_key, now_us).await?;
-        transaction.commit().await?;
-        drop(connection);
+        let secrets = prepare(&database, root_key).await.map_err(|error| database.at_start(error))?;
         let (feed, _) = broadcast::channel(FEED_CAPACITY);
-        Ok(Self { inner: Arc::new(Inner { database, secrets, feed }) })
+        Ok(Self { inner: Arc::new(Inner { database, secrets, feed, last_try: LastTry::default() }) })
     }
 
     /// The key of token digests.
@@ -61,7 +58,7 @@ impl Store {
         self.inner.database.close().await;
     }
 
-    /// Whether the database can be read right now.
+    /// Whether the database can be read right now. [`Store::try_write`] tells whether it can be written.
     ///
     /// # Errors
     /// The reason why not.
@@ -101,12 +98,27 @@ impl Store {
         &self.inner.secrets.key_encryption_key
     }
 
+    pub(crate) fn last_try(&self) -> &LastTry {
+        &self.inner.last_try
+    }
+
     /// Tells subscribers of a committed change. Called while the writer connection is still held, so that they hear
     /// changes in the order of their numbers.
     pub(crate) fn announce(&self, change: Change) {
         // An error means that nobody listens.
         let _ = self.inner.feed.send(change);
     }
+}
+
+/// Brings the schema up to date and opens the secrets: all of it, or nothing has happened.
+async fn prepare(database: &Database, root_key: &RootKey) -> Result<Secrets, StoreError> {
+    let now_us = now_us();
+    let mut connection = database.writer().await?;
+    let mut transaction = connection.begin_with(WRITE).await?;
+    migrations::apply(&mut transaction, now_us).await?;
+    let secrets = secrets::open_or_make(&mut transaction, root_key, now_us).await?;
+    transaction.commit().await?;
+    Ok(secrets)
 }
 
 /// Runs a mutation to its end even if the caller goes away meanwhile. A client that hangs up on the management API
@@ -166,6 +178,29 @@ mod tests {
         assert!(matches!(fixture.store.ping().await, Err(StoreError::Unavailable(_))));
         let refused = fixture.store.take_lease("any").await;
         assert!(matches!(refused.err(), Some(StoreError::Unavailable(_))));
+    }
+
+    #[tokio::test]
+    async fn a_database_that_was_full_is_written_again_when_it_has_room() {
+        let fixture = Fixture::new().await;
+        let project = fixture.project("one").await;
+        let (token, _) = fixture.store.create_token(Fixture::new_token(&project.id)).await.unwrap();
+        // Ends a transaction as a full disk does. The limit is the connection's, and goes with it.
+        fixture.sql("PRAGMA max_page_count = 1").await;
+        let mut refused = None;
+        for _ in 0..1_000 {
+            refused = fixture.store.create_token(Fixture::new_token(&project.id)).await.err();
+            if refused.is_some() {
+                break;
+            }
+        }
+        assert!(matches!(&refused, Some(StoreError::Unavailable(cause)) if cause.contains("full")), "{refused:?}");
+
+        let seq = fixture.store.change_position().await.unwrap();
+        assert!(fixture.store.take_lease(&token.id).await.unwrap().granted > 0);
+        assert!(fixture.store.revoke_token(&token.id).await.unwrap());
+        assert!(fixture.store.create_token(Fixture::new_token(&project.id)).await.is_ok());
+        assert_eq!(fixture.store.change_position().await.unwrap(), seq + 2, "what was refused took no number");
     }
 
     #[tokio::test]

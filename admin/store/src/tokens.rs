@@ -128,7 +128,7 @@ impl Store {
         to_its_end(async move { revoke(&store, &id).await }).await
     }
 
-    /// Revokes every token of a project. The feed hears of it as one change of the project. `None`: no such project.
+    /// Revokes every token of a project. The feed hears of it as one change. `None`: no such project.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]: they may still be active.
@@ -181,7 +181,7 @@ async fn create(store: &Store, new: NewToken) -> Result<(Token, ProxyToken), Sto
         .bind(made.created_at_us)
         .execute(&mut *transaction)
         .await?;
-    let kind = ChangeKind::Token { id: made.id.clone(), digest };
+    let kind = ChangeKind::Token { id: made.id.clone(), digest, is_active: made.is_active };
     let change = changes::record(&mut transaction, kind, made.created_at_us).await?;
     transaction.commit().await?;
     store.announce(change);
@@ -211,7 +211,7 @@ async fn update(store: &Store, id: &str, change: TokenChange) -> Result<Option<T
         .bind(id)
         .execute(&mut *transaction)
         .await?;
-    let kind = ChangeKind::Token { id: id.to_owned(), digest: changes::digest(&row)? };
+    let kind = ChangeKind::Token { id: id.to_owned(), digest: changes::digest(&row)?, is_active: changed.is_active };
     let change = changes::record(&mut transaction, kind, now_us()).await?;
     transaction.commit().await?;
     store.announce(change);
@@ -227,7 +227,7 @@ async fn revoke(store: &Store, id: &str) -> Result<bool, StoreError> {
         return Ok(true);
     }
     sqlx::query("UPDATE tokens SET is_active = ? WHERE id = ?").bind(false).bind(id).execute(&mut *transaction).await?;
-    let kind = ChangeKind::Token { id: id.to_owned(), digest: changes::digest(&row)? };
+    let kind = ChangeKind::Token { id: id.to_owned(), digest: changes::digest(&row)?, is_active: false };
     let change = changes::record(&mut transaction, kind, now_us()).await?;
     transaction.commit().await?;
     store.announce(change);
@@ -252,7 +252,7 @@ async fn revoke_all(store: &Store, project_id: &str) -> Result<Option<Revoked>, 
         .await?
         .rows_affected();
     if revoked_count > 0 {
-        let kind = ChangeKind::Project { id: project_id.to_owned() };
+        let kind = ChangeKind::TokensRevoked { project_id: project_id.to_owned() };
         let change = changes::record(&mut transaction, kind, now_us()).await?;
         transaction.commit().await?;
         store.announce(change);
@@ -404,7 +404,7 @@ mod tests {
             let revoked = fixture.store.revoke_project_tokens(&one.id).await.unwrap().unwrap();
             assert_eq!(revoked, Revoked { revoked_count, already_revoked_count, total_tokens: 3 });
         }
-        assert_eq!(heard.recv().await.unwrap().kind, ChangeKind::Project { id: one.id });
+        assert_eq!(heard.recv().await.unwrap().kind, ChangeKind::TokensRevoked { project_id: one.id });
         assert!(heard.try_recv().is_err());
         assert!(fixture.store.token(&ids[3]).await.unwrap().unwrap().is_active);
         assert!(fixture.store.revoke_project_tokens("nobody").await.unwrap().is_none());

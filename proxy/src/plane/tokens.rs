@@ -3,9 +3,9 @@
 //! Two maps. [`Tokens::known`] is a cache of store rows and may forget. [`Tokens::states`] is the truth of running
 //! limits (rate, lease, what to cut) and outlives the cache, so that evicting or editing a token never refills one.
 //!
-//! A change is applied in memory alone, from what it says itself ([`Tokens::apply`]): a revocation waits neither for the
-//! store nor for the thousand other changes before it. What it leaves to be done at the store, leases to be given back,
-//! is done behind it ([`Tokens::give_back_edited`]).
+//! A change is applied in memory alone, from what it says itself ([`Tokens::apply`]): a revocation waits for no store,
+//! neither for its own sake nor for that of the changes before it. What it leaves to be done there, leases to be given
+//! back, is done behind it ([`Tokens::give_back_edited`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -218,12 +218,12 @@ impl Tokens {
         Known { holder, allowed_models, keys, state }
     }
 
-    /// Takes note of a change, in memory and at once: forgets what may be stale, cuts what is no longer allowed, and takes
-    /// an edited token's lease away, so that another limit counts from the next request on.
+    /// Takes note of a change, in memory and at once: forgets what may be stale, cuts what is no longer allowed, and
+    /// takes an edited token's lease away, so that another limit counts from the next request on.
     ///
     /// In this order: what is read once a token is forgotten is at least as new as the change, so nothing older revives
-    /// what is cut then. And one change after another: what was read is newer where the token is allowed again, and then
-    /// stands beside a cut that it should have undone, until the change that allows it forgets it once more.
+    /// what is cut then. And one change after another: a row read meanwhile may be of a later change that allows the
+    /// token again. It stands beside a cut that it should have undone, until that change forgets it once more.
     pub fn apply(&self, change: &Change) {
         match &change.kind {
             ChangeKind::Token { id, digest, is_active } => {
@@ -285,8 +285,8 @@ impl Tokens {
         states.iter().for_each(|state| state.cut(reason));
     }
 
-    /// Waits until edits have taken leases away, and gives these back to the store. Cancel safe: what was taken from the
-    /// books reaches the store.
+    /// Waits until edits have taken leases away, and gives these back to the store. Cancel safe: what was taken from
+    /// the books reaches the store.
     pub async fn give_back_edited(&self) {
         self.is_edited.notified().await;
         let edited = std::mem::take(&mut *self.edited.lock());
@@ -346,8 +346,8 @@ impl Tokens {
             if let Some(answer) = state.take() {
                 return answer;
             }
-            // Spawned with its turn: what was granted is in the books before the next one asks, also when the client has
-            // left or nobody waits any more.
+            // Spawned with its turn: what was granted is in the books before the next one asks, also when the client
+            // has left or nobody waits any more.
             let leasing = self.control.spawn(lease(self.store.clone(), Arc::clone(state), turn));
             leasing.await.unwrap_or(Err(NoPermit::Unavailable))
         };
@@ -361,8 +361,8 @@ fn owed(state: &TokenState) -> Option<(String, u32)> {
     (unused > 0).then(|| (state.token_id().to_owned(), unused))
 }
 
-/// Asks the store until there is a permit, or nothing left. What edits took away goes back in the same transaction: it is
-/// part of what can be leased.
+/// Asks the store until there is a permit, or nothing left. What edits took away goes back in the same transaction: it
+/// is part of what can be leased.
 async fn lease(store: Store, state: Arc<TokenState>, _turn: OwnedMutexGuard<()>) -> Result<Permit, NoPermit> {
     loop {
         if let Some(answer) = state.take() {
