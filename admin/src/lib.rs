@@ -5,10 +5,13 @@
 //! announces a change with its commit, and its success is answered when the data plane acts on it: where that cannot be
 //! confirmed, the answer is an error that says so.
 //!
+//! What the data plane has done comes by way of its journal: [`UsageCounter`] brings it to the store.
+//!
 //! Its one credential is the management token. It is not valid on the data plane, nor a proxy token here.
 
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "a test may be blunt"))]
 
+mod counter;
 mod credential;
 mod extract;
 mod fields;
@@ -20,6 +23,7 @@ mod projects;
 mod router;
 mod serve;
 mod tokens;
+mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +36,7 @@ use llm_proxy_store::Store;
 use crate::credential::Credential;
 use crate::problem::Problem;
 
+pub use crate::counter::{Asker, CounterError, UsageCounter};
 pub use crate::router::router;
 pub use crate::serve::serve;
 
@@ -50,8 +55,8 @@ pub struct AdminOptions {
     pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Whether the process takes work, the store apart (which is asked here).
     pub health: Arc<dyn Fn() -> BoxFuture<'static, Health> + Send + Sync>,
-    /// Brings `request_count` and `last_used_at` in the store up to date. Called before tokens are read, and given up
-    /// on after a second: a stale count is better than no answer.
+    /// Brings `request_count`, `last_used_at` and usage in the store up to date ([`Asker::catch_up`]). Called before
+    /// tokens or usage are read, and given up on after a second: a stale count is better than no answer.
     pub catch_up: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
     /// Waits until the data plane of this process acts on every change made so far, for ever where that cannot be
     /// known. Called after each change and before its answer: who reads "revoked" can rely on it. Given up on after a

@@ -8,7 +8,7 @@ use http::{Method, StatusCode, Uri};
 use llm_proxy_store::Store;
 
 use crate::problem::Problem;
-use crate::{Admin, AdminOptions, middleware, observe, projects, tokens};
+use crate::{Admin, AdminOptions, middleware, observe, projects, tokens, usage};
 
 /// The admin plane as a service. Whatever is not one of `middleware::OPEN_PATHS` needs the management token, routes
 /// that do not exist too.
@@ -24,6 +24,7 @@ pub fn router(store: Store, options: AdminOptions) -> Router {
         .route("/manage/projects/{id}/tokens/revoke", post(projects::revoke_tokens))
         .route("/manage/tokens", get(tokens::list).post(tokens::create))
         .route("/manage/tokens/{id}", get(tokens::read).patch(tokens::update).delete(tokens::revoke))
+        .route("/manage/usage", get(usage::list))
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed);
     middleware::wrap(routes, &admin).with_state(admin)

@@ -168,7 +168,8 @@ fn from_now(minutes: u64) -> i64 {
     i64::try_from(then.as_micros()).unwrap_or(i64::MAX)
 }
 
-async fn catch_up(admin: &Admin) {
+/// Brings the counts in the store up to date.
+pub(crate) async fn catch_up(admin: &Admin) {
     if tokio::time::timeout(CATCH_UP_TIMEOUT, (admin.catch_up)()).await.is_err() {
         tracing::warn!("Request counts are shown as they were: the newest did not reach the store in time");
     }

@@ -138,7 +138,7 @@ impl Plane {
 }
 
 /// Every method of every route.
-const ROUTES: [(&str, &str); 14] = [
+const ROUTES: [(&str, &str); 15] = [
     ("GET", "/health"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
@@ -153,6 +153,7 @@ const ROUTES: [(&str, &str); 14] = [
     ("GET", "/manage/tokens/{token}"),
     ("PATCH", "/manage/tokens/{token}"),
     ("DELETE", "/manage/tokens/{none}"),
+    ("GET", "/manage/usage"),
 ];
 
 #[tokio::test]
@@ -530,9 +531,9 @@ async fn readiness_follows_the_process_and_the_store() {
 }
 
 #[tokio::test]
-async fn counts_are_brought_up_to_date_before_tokens_are_read() {
+async fn counts_are_brought_up_to_date_before_tokens_or_usage_are_read() {
     let plane = Plane::new().await;
-    for (read, path) in (1..).zip(["/manage/tokens", &format!("/manage/tokens/{}", plane.token)]) {
+    for (read, path) in (1..).zip(["/manage/tokens", &format!("/manage/tokens/{}", plane.token), "/manage/usage"]) {
         plane.get(path).await;
         assert_eq!(plane.catch_ups.load(Ordering::Relaxed), read, "{path}");
     }

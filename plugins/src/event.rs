@@ -5,11 +5,14 @@
 //! a name; sinks that speak JSON get the names.
 
 mod begin_key;
+mod end_key;
 mod json;
+mod wire;
 
 use std::fmt;
 
 pub use begin_key::BeginKey;
+pub use end_key::{EndKey, TOKEN_CLASSES};
 pub use generated::{Begin, Cost, EventType, Exchange, Outcome, Source, Times, Usage};
 pub use json::{append_json_line, to_json_line};
 /// Encoding and decoding of the message types.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use llm_proxy_admin::{AdminOptions, Health};
+use llm_proxy_admin::{AdminOptions, Health, UsageCounter};
 use llm_proxy_core::policy::{EndpointPattern, Glob};
 use llm_proxy_core::prices::PriceTable;
 use llm_proxy_core::routing::{Api, Routes};
@@ -33,7 +33,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::data_dir::DataDir;
 use crate::edge::{Edge, Entrance};
-use crate::followers::{RequestCounter, follow_changes, until_applied};
+use crate::followers::{follow_changes, until_applied};
 use crate::plane::drain::Drain;
 use crate::plane::held::HeldBytes;
 use crate::plane::metrics::{self, Metrics};
@@ -118,7 +118,7 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
         );
     }
     let prometheus = metrics::install()?;
-    let counter = RequestCounter::start(&journal, store.clone(), control.handle().clone())?;
+    let counter = UsageCounter::start(&journal, store.clone(), control.handle().clone())?;
     let sink = FileSink::start(&data_dir.join("events.jsonl"), &data_dir.join("events.cursor"), &journal)
         .context("DATA_DIR")?;
 
@@ -314,7 +314,7 @@ fn serve(edge: Edge, listen_addr: SocketAddr, drain_timeout: Duration, signals: 
 /// Everything that must be ended, in order.
 struct Ending {
     gateway: Arc<Gateway>,
-    counter: RequestCounter,
+    counter: UsageCounter,
     sink: FileSink,
     journal: Journal,
     store: Store,

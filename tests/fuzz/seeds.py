@@ -172,6 +172,21 @@ JSON = {
     "control": '{"model":"a\x01"}',
     "long-model": '{"model":"' + "m" * 257 + '"}',
     "no-value": '{"model"}',
+    "twice-within": '{"metadata":{"type":"text","type":"json_object"}}',
+    "letters-within": '{"metadata":[1,{"a":{"b":1,"B":2}}]}',
+    "spelling": '{"top_k":40,"metadata":{"maxTokens":1,"max_tokens":2}}',
+    "spellings": '{"topK":1,"top_k":40}',
+    "spaced": '{"metadata":{ "a" : [ 1.0 ,\n"b \\" , c" ] , "d e" : { } } , "n" : 5e-1 }',
+    "items": '{"n":[1.0,[ 0.50 ,"a\\u0062"],{"b" : 1},[],"]"]}',
+    "item-surrogate": '{"n":["a","\\ud800"],"metadata":{"a":"\\ud800"}}',
+    "deepest": '{"n":' + "[" * 128 + "]" * 128 + ',"metadata":' + '{"a":' * 128 + "1" + "}" * 128 + "}",
+    "too-deep": '{"n":' + "[" * 129 + "]" * 129 + "}",
+    "models": '{"model":"a","models":["b","c\\u002fd"],"tools":[{"type":"x","model":"e"},{"model":null},"f",[]]}',
+    "models-text": '{"model":"a","models":"b"}',
+    "models-null": '{"models":["a",null]}',
+    "tools-object": '{"tools":{"model":"a"}}',
+    "tool-twice": '{"tools":[{"model":"a","mod\\u0065l":"b"}]}',
+    "tool-range": '{"tools":[1e999,{"x":1e999,"model":"a"}]}',
 }
 
 

@@ -68,30 +68,7 @@ impl Store {
         let (store, unused) = (self.clone(), unused.to_vec());
         to_its_end(async move { give_back_all(&store, &unused).await }).await
     }
-
-    /// The last record of this journal whose requests are counted; 0 when none is.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`].
-    pub async fn counted_up_to(&self, journal_id: &str) -> Result<u64, StoreError> {
-        let seq: Option<u64> =
-            sqlx::query_scalar(SELECT_CURSOR).bind(journal_id).fetch_optional(self.database().readers()).await?;
-        Ok(seq.unwrap_or(0))
-    }
-
-    /// Adds what a journal's records up to `up_to_seq` say, together with that cursor: exactly once. A call at or below
-    /// the cursor was counted before and changes nothing. Counts of tokens that do not exist are logged and dropped.
-    ///
-    /// # Errors
-    /// [`StoreError::Invalid`] for numbers past 2^63 - 1. After an error nothing of this call is counted, or all of it:
-    /// repeat it.
-    pub async fn add_counts(&self, journal_id: &str, up_to_seq: u64, counts: &[Count]) -> Result<(), StoreError> {
-        let (store, journal_id, counts) = (self.clone(), journal_id.to_owned(), counts.to_vec());
-        to_its_end(async move { add(&store, &journal_id, up_to_seq, &counts).await }).await
-    }
 }
-
-const SELECT_CURSOR: &str = "SELECT seq FROM cursors WHERE journal_id = ?";
 
 async fn renew(store: &Store, token_id: &str, unused: u32) -> Result<Lease, StoreError> {
     let mut connection = store.database().writer().await?;
@@ -139,26 +116,8 @@ async fn give_back(connection: &mut SqliteConnection, token_id: &str, unused: u3
     Ok(())
 }
 
-async fn add(store: &Store, journal_id: &str, up_to_seq: u64, counts: &[Count]) -> Result<(), StoreError> {
-    let up_to_seq = to_sql(up_to_seq)?;
-    let mut connection = store.database().writer().await?;
-    let mut transaction = connection.begin_with(WRITE).await?;
-    let counted: Option<i64> =
-        sqlx::query_scalar(SELECT_CURSOR).bind(journal_id).fetch_optional(&mut *transaction).await?;
-    let statement = match counted {
-        Some(seq) if up_to_seq <= seq => return Ok(()),
-        Some(_) => "UPDATE cursors SET seq = ? WHERE journal_id = ?",
-        None => "INSERT INTO cursors (seq, journal_id) VALUES (?, ?)",
-    };
-    sqlx::query(statement).bind(up_to_seq).bind(journal_id).execute(&mut *transaction).await?;
-    for count in counts {
-        add_one(&mut transaction, count).await?;
-    }
-    transaction.commit().await?;
-    Ok(())
-}
-
-async fn add_one(connection: &mut SqliteConnection, count: &Count) -> Result<(), StoreError> {
+/// Adds one token's requests. Those of a token that does not exist are logged and dropped.
+pub(crate) async fn add_count(connection: &mut SqliteConnection, count: &Count) -> Result<(), StoreError> {
     // Requests of a token without a limit were not leased. Raising `granted` to the count makes them weigh when a limit
     // is set later. `granted` comes first: some databases let later assignments see earlier ones.
     let update = "UPDATE tokens SET \
@@ -182,7 +141,8 @@ async fn add_one(connection: &mut SqliteConnection, count: &Count) -> Result<(),
     Ok(())
 }
 
-fn to_sql(number: u64) -> Result<i64, StoreError> {
+/// The number as SQL holds it.
+pub(crate) fn to_sql(number: u64) -> Result<i64, StoreError> {
     i64::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is above {}", i64::MAX)))
 }
 
@@ -190,7 +150,7 @@ fn to_sql(number: u64) -> Result<i64, StoreError> {
 mod tests {
     use super::*;
     use crate::testing::{Fixture, root_key, url};
-    use crate::{NewToken, TokenChange};
+    use crate::{NewToken, Stretch, TokenChange};
 
     async fn limited(fixture: &Fixture, max_requests: Option<u64>) -> String {
         let project = fixture.project("one").await;
@@ -210,6 +170,10 @@ mod tests {
 
     fn count(id: &str, requests: u64, last_used_at_us: i64) -> Count {
         Count { token_id: id.to_owned(), requests, last_used_at_us }
+    }
+
+    fn stretch(after_seq: u64, up_to_seq: u64, counts: &[Count]) -> Stretch {
+        Stretch { after_seq, up_to_seq, counts: counts.to_vec(), ..Stretch::default() }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -248,7 +212,7 @@ mod tests {
         assert_eq!(lease_all(&fixture.store, &id).await, 16);
         fixture.store.return_leases(&[(id.clone(), 4)]).await.unwrap();
         assert_eq!(lease_all(&fixture.store, &id).await, 4);
-        fixture.store.add_counts("journal", 1, &[count(&id, 15, 1)]).await.unwrap();
+        fixture.store.count("journal", stretch(0, 1, &[count(&id, 15, 1)])).await.unwrap();
         fixture.store.return_leases(&[("nobody".to_owned(), 1), (id.clone(), 16)]).await.unwrap();
         assert_eq!(lease_all(&fixture.store, &id).await, 1);
     }
@@ -284,7 +248,7 @@ mod tests {
         let fixture = Fixture::new().await;
         let id = limited(&fixture, None).await;
         assert_eq!(fixture.store.take_lease(&id).await.unwrap(), Lease { granted: 64, remaining_after: u64::MAX });
-        fixture.store.add_counts("journal", 1, &[count(&id, 90, 1)]).await.unwrap();
+        fixture.store.count("journal", stretch(0, 1, &[count(&id, 90, 1)])).await.unwrap();
         let change = TokenChange { max_requests: Some(Some(100)), ..Default::default() };
         fixture.store.update_token(&id, change).await.unwrap();
         assert_eq!(lease_all(&fixture.store, &id).await, 10);
@@ -295,21 +259,21 @@ mod tests {
         let fixture = Fixture::new().await;
         let id = limited(&fixture, None).await;
         assert_eq!(fixture.store.counted_up_to("journal").await.unwrap(), 0);
-        for (journal, up_to_seq, requests, last_used_at_us, expected) in [
-            ("journal", 5, 3, 100, (3, 100)),
-            ("journal", 5, 3, 100, (3, 100)),
-            ("journal", 4, 9, 900, (3, 100)),
-            ("journal", 9, 2, 50, (5, 100)),
-            ("another", 1, 1, 200, (6, 200)),
+        for (journal, after_seq, up_to_seq, requests, last_used_at_us, expected) in [
+            ("journal", 0, 5, 3, 100, (3, 100)),
+            ("journal", 0, 5, 3, 100, (3, 100)),
+            ("journal", 0, 4, 9, 900, (3, 100)),
+            ("journal", 5, 9, 2, 50, (5, 100)),
+            ("another", 0, 1, 1, 200, (6, 200)),
         ] {
             let counts = [count(&id, requests, last_used_at_us), count("nobody", 1, 1)];
-            fixture.store.add_counts(journal, up_to_seq, &counts).await.unwrap();
+            fixture.store.count(journal, stretch(after_seq, up_to_seq, &counts)).await.unwrap();
             let token = fixture.store.token(&id).await.unwrap().unwrap();
             assert_eq!((token.request_count, token.last_used_at_us.unwrap()), expected, "{journal} {up_to_seq}");
         }
         assert_eq!(fixture.store.counted_up_to("journal").await.unwrap(), 9);
         assert_eq!(fixture.store.counted_up_to("another").await.unwrap(), 1);
-        let refused = fixture.store.add_counts("journal", u64::MAX, &[]).await;
+        let refused = fixture.store.count("journal", stretch(9, u64::MAX, &[])).await;
         assert!(matches!(refused.err(), Some(StoreError::Invalid(_))));
     }
 }

@@ -4,7 +4,7 @@
 //! * **No request over `max_requests`**: replicas take leases with one conditional update ([`Store::take_lease`]).
 //! * **No change unheard**: a mutation and its row in the change feed commit together, numbered by a counter row that
 //!   the same transaction locks, so that a follower never skips one ([`Store::changes_after`]).
-//! * **No count twice**: usage from the journal commits together with the journal's cursor ([`Store::add_counts`]).
+//! * **No count twice**: what the journal tells commits together with the journal's cursor ([`Store::count`]).
 //!
 //! Provider keys are sealed before they reach SQL and are opened only for [`Store::holder`]. A stolen database without
 //! the root key opens no provider key and confirms no leaked token.
@@ -27,6 +27,7 @@ mod store;
 #[cfg(test)]
 mod testing;
 mod tokens;
+mod usage;
 mod writable;
 
 pub use changes::{Change, ChangeKind};
@@ -39,3 +40,7 @@ pub use provider_keys::ProviderKeyInfo;
 pub use root_key::{RootKey, RootKeyError};
 pub use store::Store;
 pub use tokens::{NewToken, Revoked, Token, TokenChange};
+pub use usage::{
+    DAY_US, GroupBy, GroupKey, HOUR_US, MOST_MODELS, OTHER_MODEL, Period, Stretch, TokenSum, Totals, UsageGroup,
+    UsageKey, UsageQuery,
+};

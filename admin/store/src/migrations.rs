@@ -10,7 +10,10 @@ use crate::error::StoreError;
 use crate::seal::hex;
 
 /// Version and SQL, oldest first.
-const MIGRATIONS: &[(i64, &str)] = &[(1, include_str!("../migrations/sqlite/0001_first.sql"))];
+const MIGRATIONS: &[(i64, &str)] = &[
+    (1, include_str!("../migrations/sqlite/0001_first.sql")),
+    (2, include_str!("../migrations/sqlite/0002_usage.sql")),
+];
 
 /// Brings the schema up to date. The caller holds the write transaction: all of it happens or none.
 pub(crate) async fn apply(connection: &mut SqliteConnection, now_us: i64) -> Result<(), StoreError> {

@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod body;
 pub mod dialect;
+pub mod histogram;
 pub mod http1;
 pub mod inject;
 pub mod limits;
@@ -20,4 +21,5 @@ pub mod secret;
 pub mod target;
 pub mod token;
 pub mod usage;
+pub mod usd;
 pub mod websocket;

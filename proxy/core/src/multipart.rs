@@ -216,7 +216,7 @@ fn reads_as_utf8(content_type: &str, text: &str) -> bool {
 
 /// Splits `kind; name=token; name="quoted"`. None if malformed, if a parameter stands there twice in any case, or if
 /// a quoted value ends elsewhere for those who unescape (`\"`) or who split at every `;`.
-fn kind_and_parameters(header: &str) -> Option<(&str, Vec<(&str, &str)>)> {
+pub(crate) fn kind_and_parameters(header: &str) -> Option<(&str, Vec<(&str, &str)>)> {
     let header = header.trim_matches(WHITE);
     let (kind, mut rest) = split_word(header)?;
     let mut parameters: Vec<(&str, &str)> = Vec::new();

@@ -1,4 +1,7 @@
-//! Patterns that policies are written in: endpoint lists, parameter globs, model lists, origins.
+//! Patterns that policies are written in: endpoint lists, parameter globs, model lists, origins. And when two names are
+//! one field to them.
+
+use crate::dialect::Dialect;
 
 /// A glob in which `*` matches any run of characters, `/` too. Everything else stands for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +31,58 @@ impl Glob {
         }
         rest.ends_with(last)
     }
+}
+
+/// When two names in a JSON body are one field to the provider.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Naming {
+    /// When they are equal. Some readers forgive the letter case.
+    #[default]
+    Exact,
+    /// Also `generationConfig` and `generation_config`: readers of Protocol Buffers' JSON take a field by either name
+    /// (Protocol Buffers documentation, "ProtoJSON Format").
+    Proto,
+}
+
+impl Naming {
+    /// How the APIs of a dialect read names.
+    pub const fn of(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Gemini => Self::Proto,
+            Dialect::OpenAi | Dialect::Anthropic | Dialect::Azure => Self::Exact,
+        }
+    }
+
+    /// Whether `found` is a name of the field that `wanted` names.
+    pub fn is_spelling(self, wanted: &str, found: &str) -> bool {
+        match self {
+            Self::Exact => wanted == found,
+            Self::Proto => wanted == found || camel(wanted).eq(camel(found)),
+        }
+    }
+
+    /// Whether some reader could take `found` for a name of that field.
+    pub fn resembles(self, wanted: &str, found: &str) -> bool {
+        match self {
+            Self::Exact => wanted.eq_ignore_ascii_case(found),
+            Self::Proto => self.folded(wanted).eq(self.folded(found)),
+        }
+    }
+
+    /// What is equal of names that [resemble](Self::resembles) each other.
+    pub fn folded(self, name: &str) -> impl Iterator<Item = u8> {
+        name.bytes().filter(move |byte| self == Self::Exact || *byte != b'_').map(|byte| byte.to_ascii_lowercase())
+    }
+}
+
+/// The name in lowerCamelCase, as Protocol Buffers makes it of a name with underscores.
+fn camel(name: &str) -> impl Iterator<Item = u8> {
+    let mut begins_word = false;
+    name.bytes().filter_map(move |byte| {
+        let is_first = std::mem::replace(&mut begins_word, byte == b'_');
+        let letter = if is_first { byte.to_ascii_uppercase() } else { byte };
+        (byte != b'_').then_some(letter)
+    })
 }
 
 /// An entry of `allowed_endpoints`: `*` is one segment, a final `**` the rest.
@@ -117,6 +172,36 @@ mod tests {
                 }
             }
             prop_assert_eq!(Glob::new(&pattern).matches(&text), simple(pattern.as_bytes(), text.as_bytes()));
+        }
+    }
+
+    #[test]
+    fn names_are_one_field_to_whom_they_are() {
+        // Wanted, found, whether it is the field and whether it resembles it: exactly, and to Proto.
+        for (wanted, found, exact, proto) in [
+            ("model", "model", (true, true), (true, true)),
+            ("model", "Model", (false, true), (false, true)),
+            ("model", "models", (false, false), (false, false)),
+            ("generationConfig", "generation_config", (false, false), (true, true)),
+            ("generation_config", "generationConfig", (false, false), (true, true)),
+            ("generationConfig", "GenerationConfig", (false, true), (false, true)),
+            ("generationConfig", "generationconfig", (false, true), (false, true)),
+            ("generationConfig", "generation__config", (false, false), (true, true)),
+            ("generationConfig", "_generation_config", (false, false), (false, true)),
+            ("top_k", "topK", (false, false), (true, true)),
+            ("a_1", "a1", (false, false), (true, true)),
+            ("", "_", (false, false), (true, true)),
+            ("\u{e4}_\u{f6}", "\u{e4}\u{f6}", (false, false), (true, true)),
+        ] {
+            for (naming, expected) in [(Naming::Exact, exact), (Naming::Proto, proto)] {
+                let told = (naming.is_spelling(wanted, found), naming.resembles(wanted, found));
+                assert_eq!(told, expected, "{found} for {wanted}, {naming:?}");
+                assert_eq!(
+                    naming.folded(wanted).eq(naming.folded(found)),
+                    expected.1,
+                    "{found} for {wanted}, {naming:?}"
+                );
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! `llm-proxy manage`: projects and tokens from the command line, over the admin listener's HTTP.
+//! `llm-proxy manage`: projects, tokens and their usage from the command line, over the admin listener's HTTP.
 //!
 //! A command becomes one [`request::Request`], [`client`] carries it, and [`view`] lays the answer out for people;
 //! `--output json` prints the server's own JSON for scripts. Nothing here reads the store: what the command line can
@@ -10,6 +10,7 @@ mod project;
 mod request;
 mod table;
 mod token;
+mod usage;
 mod view;
 
 use std::io::Write;
@@ -50,6 +51,11 @@ Examples:
   llm-proxy manage project create shop --api-key-env OPENAI_API_KEY
   llm-proxy manage project list";
 
+const USAGE_EXAMPLES: &str = "\
+Examples:
+  llm-proxy manage usage --group-by project,model
+  llm-proxy manage usage --group-by hour --token TOKEN_ID";
+
 const TOKEN_EXAMPLES: &str = "\
 Examples:
   llm-proxy manage token create --project PROJECT_ID --duration 7d
@@ -89,6 +95,9 @@ enum Resource {
     /// Tokens: what apps use instead of a provider key
     #[command(subcommand, after_help = TOKEN_EXAMPLES)]
     Token(token::TokenCommand),
+    /// What was used: requests, tokens, cost and times, by whatever is to be told apart
+    #[command(after_help = USAGE_EXAMPLES)]
+    Usage(usage::UsageArgs),
 }
 
 /// Does what was asked and writes the answer to `out`. A refusal is one line on stderr and exit code 1.
@@ -115,6 +124,7 @@ async fn answer(command: ManageCommand, defaults: Defaults) -> anyhow::Result<St
     let Request { method, target, body, view } = match command.resource {
         Resource::Project(command) => command.request()?,
         Resource::Token(command) => command.request()?,
+        Resource::Usage(args) => args.request()?,
     };
     let answer = server.send(method, &target, body, &credential).await?;
     match command.output {
@@ -141,6 +151,7 @@ mod tests {
         let request = match cli.manage.resource {
             Resource::Project(command) => command.request(),
             Resource::Token(command) => command.request(),
+            Resource::Usage(args) => args.request(),
         };
         request.map_err(|error| error.to_string())
     }
@@ -182,6 +193,12 @@ mod tests {
                 "PATCH",
                 "/manage/tokens/t",
                 r#"{"allowed_models":null,"is_active":false,"max_requests":null,"requests_per_minute":60}"#,
+            ),
+            (
+                "manage usage --group-by project,model --from 2026-11-21T10:00:00Z --project p",
+                "GET",
+                "/manage/usage?limit=50&from=2026-11-21T10%3A00%3A00Z&group_by=project%2Cmodel&project_id=p",
+                "null",
             ),
             ("manage token revoke t --output json", "DELETE", "/manage/tokens/t", "null"),
         ] {

@@ -62,11 +62,11 @@ pub(super) struct PageArgs {
 }
 
 impl PageArgs {
-    /// The path with the query for this page and, if given, one filter.
-    pub(super) fn target(&self, path: &str, filter: Option<(&str, &str)>) -> String {
+    /// The path with the query for this page and these filters.
+    pub(super) fn target<'a>(&'a self, path: &str, filters: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
         let mut target = format!("{path}?limit={}", self.limit);
         let cursor = self.cursor.as_deref().map(|cursor| ("cursor", cursor));
-        for (name, value) in cursor.into_iter().chain(filter) {
+        for (name, value) in cursor.into_iter().chain(filters) {
             target.push('&');
             target.push_str(name);
             target.push('=');

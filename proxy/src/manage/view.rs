@@ -15,6 +15,7 @@ pub(super) enum View {
     Token,
     NewToken,
     Revoked,
+    Usage,
     /// Nothing but success: what was done.
     Done(String),
 }
@@ -41,6 +42,7 @@ impl View {
                 let shown_once = text(&answer, "token");
                 format!("{}\n{shown_once}\n\nKeep it now: it is not shown again.\n", token(&answer, now))
             }
+            Self::Usage => usage(&answer),
             Self::Revoked => format!(
                 "{} revoked now, {} before, {} tokens in all\n",
                 text(&answer, "revoked_count"),
@@ -178,6 +180,43 @@ fn keys(project: &Value) -> String {
 fn joined(parts: impl Iterator<Item = String>) -> String {
     let all: Vec<String> = parts.collect();
     if all.is_empty() { "-".to_owned() } else { all.join(", ") }
+}
+
+/// What the items have in common first, then their sums. Estimated tokens count like reported ones here.
+fn usage(answer: &Value) -> String {
+    let items = answer.get("data").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let told_apart = ["hour", "day", "project_id", "token_id", "api", "model"];
+    let told_apart: Vec<&str> =
+        told_apart.into_iter().filter(|name| items.iter().any(|item| item.get(name).is_some())).collect();
+    let mut head: Vec<String> = told_apart.iter().map(|name| name.trim_end_matches("_id").to_uppercase()).collect();
+    head.extend(["REQUESTS", "FINISHED", "INPUT", "OUTPUT", "USD", "P50 MS", "P99 MS"].map(str::to_owned));
+    let tokens = |item: &Value, class: &str| {
+        let of = |source: &str| item.pointer(&format!("/usage/{class}/{source}")).and_then(Value::as_u64);
+        of("reported").unwrap_or(0).saturating_add(of("estimated").unwrap_or(0)).to_string()
+    };
+    let at = |item: &Value, pointer: &str| match item.pointer(pointer) {
+        Some(Value::String(text)) => printable(text),
+        Some(Value::Number(number)) => number.to_string(),
+        _ => "-".to_owned(),
+    };
+    let row = |item: &Value| {
+        let mut row: Vec<String> = told_apart
+            .iter()
+            .map(|name| if matches!(*name, "hour" | "day") { moment(item, name) } else { text(item, name) })
+            .collect();
+        row.extend([at(item, "/requests"), at(item, "/outcomes/finished")]);
+        row.extend([tokens(item, "input_tokens"), tokens(item, "output_tokens"), at(item, "/cost/usd")]);
+        row.extend([at(item, "/latency_ms/p50"), at(item, "/latency_ms/p99")]);
+        row
+    };
+    let head: Vec<&str> = head.iter().map(String::as_str).collect();
+    let mut shown = columns(&head, &items.iter().map(row).collect::<Vec<_>>());
+    shown.push_str(&format!("\nFrom {} to {}\n", moment(answer, "from"), moment(answer, "to")));
+    if let Some(cursor) = answer.get("next_cursor").and_then(Value::as_str) {
+        let (from, to) = (text(answer, "from"), text(answer, "to"));
+        shown.push_str(&format!("There are more: go on with --from {from} --to {to} --cursor {}\n", printable(cursor)));
+    }
+    shown
 }
 
 #[cfg(test)]

@@ -21,10 +21,15 @@ pub fn is_preflight(call: &Call) -> bool {
 /// The origin of a cross-origin call, when this API lets it in. `Ok(None)`: no cross-origin call.
 ///
 /// # Errors
-/// When the API has an origin list without it, or the field is no text.
+/// When the API has an origin list without it, there are two, or the field is no text.
 pub fn origin<'a>(call: &'a Call, api: &Api) -> Result<Option<&'a str>, OriginRefused> {
-    let Some(origin) = call.value_of(Name::Origin) else { return Ok(None) };
-    let origin = std::str::from_utf8(origin).ok().filter(|origin| origin.is_ascii()).ok_or(OriginRefused)?;
+    let mut origins = call.all(Name::Origin);
+    let Some(field) = origins.next() else { return Ok(None) };
+    // Browsers send one. Of two, each reader takes another, and an answer can name only one.
+    if origins.next().is_some() {
+        return Err(OriginRefused);
+    }
+    let origin = std::str::from_utf8(call.value(field)).ok().filter(|origin| origin.is_ascii()).ok_or(OriginRefused)?;
     match &api.allowed_origins {
         Some(allowed) if !origin_allowed(allowed, origin) => Err(OriginRefused),
         _ => Ok(Some(origin)),
@@ -67,4 +72,56 @@ pub fn preflight_fields<'a>(
         ("x-llm-proxy-request-id", request_id.into()),
     ]);
     fields
+}
+
+#[cfg(test)]
+mod tests {
+    use llm_proxy_core::dialect::Dialect;
+    use llm_proxy_core::http1::request_head;
+
+    use super::*;
+
+    fn api(allowed: Option<&[&str]>) -> Api {
+        Api {
+            name: "openai".into(),
+            dialect: Dialect::OpenAi,
+            base_path: "".into(),
+            allowed_endpoints: None,
+            allowed_methods: None,
+            param_whitelist: Vec::new(),
+            allowed_origins: allowed.map(|origins| origins.iter().map(|origin| (*origin).into()).collect()),
+            required_headers: Vec::new(),
+            inject_usage: false,
+        }
+    }
+
+    fn call(origins: &[&str]) -> Call {
+        let fields: String = origins.iter().map(|origin| format!("origin: {origin}\r\n")).collect();
+        request_head::parse(format!("GET / HTTP/1.1\r\nhost: a\r\n{fields}\r\n").into()).unwrap()
+    }
+
+    #[test]
+    fn one_origin_is_let_in_or_not_and_two_never_are() {
+        const APP: &str = "https://app.example";
+        const EVIL: &str = "https://evil.example";
+        for (origins, anybody, listed) in [
+            (&[APP][..], Ok(Some(APP)), Ok(Some(APP))),
+            (&[], Ok(None), Ok(None)),
+            (&[EVIL], Ok(Some(EVIL)), Err(OriginRefused)),
+            (&[APP, EVIL], Err(OriginRefused), Err(OriginRefused)),
+            (&[EVIL, APP], Err(OriginRefused), Err(OriginRefused)),
+            (&[APP, APP], Err(OriginRefused), Err(OriginRefused)),
+            (
+                &["https://app.example, https://evil.example"],
+                Ok(Some("https://app.example, https://evil.example")),
+                Err(OriginRefused),
+            ),
+            (&["https://\u{e4}.example"], Err(OriginRefused), Err(OriginRefused)),
+        ] {
+            let call = call(origins);
+            assert_eq!(origin(&call, &api(None)), anybody, "{origins:?}");
+            assert_eq!(origin(&call, &api(Some(&["*"]))), anybody, "{origins:?}");
+            assert_eq!(origin(&call, &api(Some(&[APP]))), listed, "{origins:?}");
+        }
+    }
 }

@@ -3,15 +3,14 @@
 //! Pure decisions on facts that the exchange has gathered; the order is that of the refusals a caller should see first.
 
 use llm_proxy_core::answer::Refusal;
-use llm_proxy_core::body::{Fields, param_allowed, read};
+use llm_proxy_core::body::{BadBody, Fields, is_json, read};
 use llm_proxy_core::dialect::Dialect;
 use llm_proxy_core::http1::call::{Call, Framing, Name};
 use llm_proxy_core::multipart;
-use llm_proxy_core::policy::model_allowed;
+use llm_proxy_core::policy::{Glob, Naming, model_allowed};
 use llm_proxy_core::routing::{Api, ModelPlace, Route, Verdict};
 use llm_proxy_core::target::{Target, decode};
 use llm_proxy_core::websocket::models;
-use serde_json::Value;
 
 use super::clean;
 use super::tokens::{Known, ProviderKey};
@@ -119,13 +118,15 @@ pub fn body_rule(call: &Call, api: &Api, known: &Known, route: &Route) -> Result
         return Err(Refusal::UnsupportedBody("send it with one Content-Type"));
     };
     let content_type = call.value(field);
+    // Gemini takes no forms, and has two names for a field, of which a form would show one.
+    let takes_forms = route.endpoint.model != ModelPlace::Body && api.dialect != Dialect::Gemini;
     match multipart::boundary(content_type) {
-        Some(boundary) if route.endpoint.model != ModelPlace::Body => Ok(BodyRule::ReadForm(boundary)),
+        Some(boundary) if takes_forms => Ok(BodyRule::ReadForm(boundary)),
         _ if is_json(content_type) => Ok(BodyRule::ReadJson),
         _ if route.endpoint.model == ModelPlace::Form => {
             Err(Refusal::UnsupportedBody("send it as multipart/form-data"))
         }
-        _ => Err(Refusal::UnsupportedBody("send it as application/json")),
+        _ => Err(Refusal::UnsupportedBody("send it as application/json, in UTF-8")),
     }
 }
 
@@ -168,8 +169,12 @@ pub fn socket(target: &Target<'_>, api: &Api, known: &Known, route: &Route) -> R
 /// # Errors
 /// A model outside the token's list or the whitelist.
 pub fn socket_model(model: &str, api: &Api, known: &Known) -> Result<(), Refusal> {
+    listed_model(model, api, known.allowed_models.as_deref())
+}
+
+fn listed_model(model: &str, api: &Api, allowed: Option<&[Glob]>) -> Result<(), Refusal> {
     whitelisted_model(api, model)?;
-    match &known.allowed_models {
+    match allowed {
         Some(allowed) if !model_allowed(allowed, model) => Err(Refusal::ModelNotAllowed(Some(clean::text(model, 256)))),
         _ => Ok(()),
     }
@@ -192,23 +197,31 @@ pub fn asks_usage(call: &Call, api: &Api, route: &Route, max_held_bytes: u64) ->
     api.inject_usage && has_streams && call.method() == "POST" && fits && is_json && is_plain
 }
 
-fn is_json(content_type: &[u8]) -> bool {
-    let essence = content_type.split(|byte| *byte == b';').next().unwrap_or(&[]).trim_ascii();
-    essence.eq_ignore_ascii_case(b"application/json")
+/// What the whitelist has for models.
+fn model_globs(api: &Api) -> Option<&[Glob]> {
+    api.param_whitelist.iter().find(|(field, _)| &**field == "model").map(|(_, globs)| &**globs)
 }
 
 fn whitelisted_model(api: &Api, model: &str) -> Result<(), Refusal> {
-    match api.param_whitelist.iter().find(|(field, _)| &**field == "model") {
-        Some((_, globs)) if !param_allowed(&Value::from(model), globs) => Err(Refusal::ParamNotAllowed("model".into())),
+    match model_globs(api) {
+        Some(globs) if !model_allowed(globs, model) => Err(Refusal::ParamNotAllowed("model".into())),
         _ => Ok(()),
     }
 }
 
-/// The fields that policy reads of a body.
-fn wanted(api: &Api) -> Vec<&str> {
+/// The fields that policy reads of a body, where `others` says that models count which stand elsewhere than in `model`.
+fn wanted<'a>(api: &'a Api, rule: &BodyRule, others: bool) -> Vec<&'a str> {
     let mut wanted: Vec<&str> = api.param_whitelist.iter().map(|(field, _)| &**field).collect();
-    if !wanted.contains(&"model") {
-        wanted.push("model");
+    let models: &[&str] = match (others, rule) {
+        (false, _) => &["model"],
+        // No form has tools.
+        (true, BodyRule::ReadForm(_)) => &["model", "models"],
+        (true, _) => &["model", "models", "tools"],
+    };
+    for &field in models {
+        if !wanted.contains(&field) {
+            wanted.push(field);
+        }
     }
     wanted
 }
@@ -216,13 +229,19 @@ fn wanted(api: &Api) -> Vec<&str> {
 /// Judges a whole body.
 ///
 /// # Errors
-/// A body that two parsers could read differently, a field outside its whitelist, a model outside the token's list, or
-/// none where the token is limited. `Ok` holds the model that it names.
+/// A body that two parsers could read differently, a field outside its whitelist, a model outside the token's list or
+/// the whitelist wherever it stands, or none where the token is limited. `Ok` holds the model that it names.
 pub fn body(rule: &BodyRule, body: &[u8], api: &Api, known: &Known, route: &Route) -> Result<Option<String>, Refusal> {
-    let wanted = wanted(api);
+    let names_model = matches!(route.endpoint.model, ModelPlace::Body | ModelPlace::Form);
+    let allowed = known.allowed_models.as_deref().filter(|_| names_model);
+    // Fallbacks (OpenRouter), and tools with models of their own (Responses API).
+    let is_openai = matches!(api.dialect, Dialect::OpenAi | Dialect::Azure);
+    let others = is_openai && (allowed.is_some() || model_globs(api).is_some());
+    let invalid = |bad: BadBody| Refusal::InvalidRequest(bad.to_string().into());
+    let wanted = wanted(api, rule, others);
     let fields = match rule {
         BodyRule::Pass => return Ok(None),
-        BodyRule::ReadJson => read(body, &wanted).map_err(|bad| Refusal::InvalidRequest(bad.to_string().into()))?,
+        BodyRule::ReadJson => read(body, &wanted, Naming::of(api.dialect)).map_err(invalid)?,
         BodyRule::ReadForm(boundary) => {
             let found = multipart::read(body, boundary, &wanted)
                 .map_err(|bad| Refusal::InvalidRequest(bad.to_string().into()))?;
@@ -230,14 +249,25 @@ pub fn body(rule: &BodyRule, body: &[u8], api: &Api, known: &Known, route: &Rout
         }
     };
     for (name, globs) in &api.param_whitelist {
-        if fields.get(name).is_some_and(|value| !param_allowed(value, globs)) {
+        if !fields.allows(name, globs).map_err(invalid)? {
             return Err(Refusal::ParamNotAllowed(name.to_string()));
         }
     }
     let model = fields.model().map(|model| clean::text(model, 256));
-    match (&known.allowed_models, route.endpoint.model, fields.model()) {
-        (Some(allowed), ModelPlace::Body | ModelPlace::Form, Some(asked)) if model_allowed(allowed, asked) => Ok(model),
-        (Some(_), ModelPlace::Body | ModelPlace::Form, _) => Err(Refusal::ModelNotAllowed(model)),
-        _ => Ok(model),
+    if let Some(allowed) = allowed
+        && !fields.model().is_some_and(|asked| model_allowed(allowed, asked))
+    {
+        return Err(Refusal::ModelNotAllowed(model));
     }
+    if others {
+        let mut judged: Result<(), Refusal> = Ok(());
+        let judge = |other: &str| {
+            if judged.is_ok() {
+                judged = listed_model(other, api, allowed);
+            }
+        };
+        fields.other_models(judge).map_err(invalid)?;
+        judged?;
+    }
+    Ok(model)
 }

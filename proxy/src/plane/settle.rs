@@ -261,6 +261,9 @@ impl<'a> Exchange<'a> {
     pub fn refused(&mut self, refusal: &Refusal) {
         self.status = Some(refusal.status());
         self.refused_with = refusal.code();
+        if let Refusal::ModelNotAllowed(Some(model)) = refusal {
+            self.model_requested.get_or_insert_with(|| super::clean::text(model, 256));
+        }
         self.settle(outcome_of_refusal(refusal), Some(reason(refusal).into()));
     }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use llm_proxy_core::dialect::Dialect;
+use llm_proxy_core::policy::Naming;
 
 use super::base_url::{BASE_URL, BaseUrl};
 use super::error::{SettingsError, quoted};
@@ -213,7 +214,7 @@ fn read_api(key: &Key, node: &Node, held_total: u64) -> Result<ApiSettings, Sett
         client_key_file,
         allowed_endpoints: filled(&fields, "allowed_endpoints", fields.read_list("allowed_endpoints", &ENDPOINT)?)?,
         allowed_methods: filled(&fields, "allowed_methods", fields.read_list("allowed_methods", &METHOD)?)?,
-        param_whitelist: param_whitelist(&fields)?,
+        param_whitelist: param_whitelist(&fields, dialect)?,
         allowed_origins: fields.read_list("allowed_origins", &ORIGIN)?,
         required_headers: filled(&fields, "required_headers", fields.read_list("required_headers", &FIELD_NAME)?)?,
         timeouts: timeouts(&fields)?,
@@ -248,18 +249,25 @@ fn filled<T>(fields: &Fields<'_>, key: &str, list: Option<Vec<T>>) -> Result<Opt
 /// Body field → globs.
 type ParamWhitelist = Vec<(String, Vec<String>)>;
 
-fn param_whitelist(fields: &Fields<'_>) -> Result<Option<ParamWhitelist>, SettingsError> {
+fn param_whitelist(fields: &Fields<'_>, dialect: Dialect) -> Result<Option<ParamWhitelist>, SettingsError> {
     let key = "param_whitelist";
     let Some(node) = fields.get(key) else { return Ok(None) };
     let path = fields.name(key);
     let entries = node.entries(&path, "a map from a body field to a list of globs, such as `model: [gpt-4o*]`")?;
-    let read = |(field, globs): &(Key, Node)| -> Result<(String, Vec<String>), SettingsError> {
-        let name =
-            BODY_FIELD.judge(Found::Text(&field.text)).map_err(|problem| field.place.of(&path).error(problem))?;
+    let naming = Naming::of(dialect);
+    let mut whitelist = ParamWhitelist::new();
+    for (field, globs) in entries {
+        let refused = |problem: String| field.place.of(&path).error(problem);
+        let name = BODY_FIELD.judge(Found::Text(&field.text)).map_err(refused)?;
+        // A body's field is judged by one entry.
+        if let Some((other, _)) = whitelist.iter().find(|(other, _)| naming.resembles(other, &name)) {
+            let (found, other) = (quoted(&name), quoted(other));
+            return Err(refused(format!("found {found}, expected only one spelling of a field, and there is {other}")));
+        }
         let globs = globs.read_list(&format!("{path}.{name}"), &GLOB)?;
-        Ok((name, globs))
-    };
-    entries.iter().map(read).collect::<Result<Vec<_>, _>>().map(Some)
+        whitelist.push((name, globs));
+    }
+    Ok(Some(whitelist))
 }
 
 fn timeouts(fields: &Fields<'_>) -> Result<Timeouts, SettingsError> {
@@ -308,9 +316,13 @@ const FILE: Rule<PathBuf> = Rule {
     read: |text| if text.is_empty() { Err(Refused::Malformed) } else { Ok(PathBuf::from(text)) },
 };
 const BODY_FIELD: Rule<String> = Rule {
-    expected: "the name of a field at the top of the body",
+    expected: "the name of a field, without `.`, `[`, `]`, `*` or white space: only fields at the top of the body can be listed",
     is_secret: false,
-    read: |text| if text.is_empty() { Err(Refused::Malformed) } else { Ok(text.to_owned()) },
+    read: |text| {
+        // A path or a pattern would never be the name of a field, and the policy would be laxer than it reads.
+        let is_odd = |letter: char| letter.is_whitespace() || letter.is_control() || ".[]*".contains(letter);
+        if text.is_empty() || text.contains(is_odd) { Err(Refused::Malformed) } else { Ok(text.to_owned()) }
+    },
 };
 const GLOB: Rule<String> = Rule {
     expected: "a glob such as gpt-4o*, in which * matches any run of characters",
@@ -511,6 +523,14 @@ openai-eu:
     }
 
     #[test]
+    fn only_gemini_takes_two_spellings_for_one_field() {
+        let both = "param_whitelist: {maxTokens: ['1'], max_tokens: ['2'], $schema: [a], x-y: [a], \u{fc}: [a]}";
+        for (dialect, expected) in [("openai", true), ("anthropic", true), ("gemini", false)] {
+            assert_eq!(apis(&format!("{dialect}: {{{both}}}")).is_ok(), expected, "{dialect}");
+        }
+    }
+
+    #[test]
     fn apis_keep_the_order_of_the_file() {
         let found = apis("zeta: {dialect: gemini}\nopenai:\nalpha: {dialect: anthropic}\n").unwrap();
         assert_eq!(found.iter().map(|api| &*api.name).collect::<Vec<_>>(), ["zeta", "openai", "alpha"]);
@@ -582,6 +602,25 @@ openai-eu:
             (
                 "openai: {param_whitelist: {model: gpt-4o}}",
                 "apis.openai.param_whitelist.model: found \"gpt-4o\", expected a list",
+            ),
+            (
+                "gemini: {param_whitelist: {generationConfig.temperature: ['0']}}",
+                "f:1:28: apis.gemini.param_whitelist: found \"generationConfig.temperature\", expected the name of a field, without",
+            ),
+            ("openai: {param_whitelist: {'messages[0]': [a]}}", "found \"messages[0]\", expected the name of a field"),
+            ("openai: {param_whitelist: {'[model': [a]}}", "found \"[model\", expected the name of a field"),
+            ("openai: {param_whitelist: {'model]': [a]}}", "found \"model]\", expected the name of a field"),
+            ("openai: {param_whitelist: {'mod*': [a]}}", "found \"mod*\", expected the name of a field"),
+            ("openai: {param_whitelist: {'max tokens': ['1']}}", "found \"max tokens\", expected the name of a field"),
+            ("openai: {param_whitelist: {'model ': [a]}}", "only fields at the top of the body can be listed"),
+            ("openai: {param_whitelist: {'': [a]}}", "found \"\", expected the name of a field"),
+            (
+                "openai: {param_whitelist: {model: [a], Model: [b]}}",
+                "found \"Model\", expected only one spelling of a field, and there is \"model\"",
+            ),
+            (
+                "gemini: {param_whitelist: {generationConfig: [], generation_config: ['*']}}",
+                "found \"generation_config\", expected only one spelling of a field, and there is \"generationConfig\"",
             ),
             ("openai: {param_whitelist: {model: ['']}}", "found \"\", expected a glob"),
             ("openai: {param_whitelist: {model: [[a]]}}", "found a list, expected a glob"),

@@ -1,60 +1,20 @@
-//! Members of a JSON object that can be read in one way only, as the bytes they are.
-//!
-//! One parser, serde_json, both proves the text and says where a value lies in it. A walk of our own beside it could
-//! come to see another place than the one that was proven.
+//! Members of a JSON object, as the bytes they are, where they can be read in one way only.
 
-use std::borrow::Cow;
-use std::fmt;
-
-use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use crate::body::members;
+use crate::policy::Naming;
 
 /// The wanted members of one JSON object, each a part of `json` without white space around it. Names compare decoded.
 ///
 /// `None` where `json` is not exactly one object, or has a wanted name twice or in another letter case, which some
 /// readers take for the same.
 pub(super) fn members<'j, const N: usize>(json: &'j str, wanted: [&str; N]) -> Option<[Option<&'j str>; N]> {
-    let mut reader = serde_json::Deserializer::from_str(json);
-    let found = reader.deserialize_map(Wanted(wanted)).ok()?;
-    reader.end().ok()?;
-    Some(found.map(|value| value.map(RawValue::get)))
+    members::members(json, Naming::Exact, wanted).ok().flatten()
 }
 
 /// Whether an object or array, beginning with its bracket, has nothing in it.
 pub(super) fn is_empty(container: &str) -> bool {
     let inner = container.bytes().skip(1).find(|byte| !byte.is_ascii_whitespace());
     matches!(inner, Some(b'}' | b']'))
-}
-
-struct Wanted<'w, const N: usize>([&'w str; N]);
-
-/// A member's name, borrowed where it has no escapes.
-#[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl<'de, const N: usize> Visitor<'de> for Wanted<'_, N> {
-    type Value = [Option<&'de RawValue>; N];
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found: Self::Value = [None; N];
-        while let Some(Name(name)) = map.next_key()? {
-            let place = self.0.iter().zip(found.iter_mut()).find(|(wanted, _)| wanted.eq_ignore_ascii_case(&name));
-            let Some((wanted, value)) = place else {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            };
-            let is_second = value.replace(map.next_value()?).is_some();
-            if is_second || *wanted != name {
-                return Err(A::Error::custom("a member that can be read in two ways"));
-            }
-        }
-        Ok(found)
-    }
 }
 
 #[cfg(test)]

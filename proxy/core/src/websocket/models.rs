@@ -2,18 +2,17 @@
 //!
 //! Where a model stands: OpenAI's realtime API takes it in the query, with Azure as the deployment; a `session.update` may
 //! name one, for the conversation and for the transcription of the caller's speech, which is a model of its own at its own
-//! price. The Responses API's socket takes it in `response.create`. Gemini Live takes it in its first message, `setup`,
-//! and nowhere else. The places are read in every message, whatever `type` it says it has.
+//! price. The Responses API's socket takes it in `response.create`, with those of its tools. Gemini Live takes it in its
+//! first message, `setup`, and nowhere else. The places are read in every message, whatever `type` it says it has.
 //!
 //! As with bodies, what two parsers could read differently is refused: a name on the way that stands there twice or in
 //! another letter case. All of it costs one pass over a message, and is needed only for tokens that have a model list.
 
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
-
+use crate::body::UnclearModels;
+use crate::body::members::{Unclear, decoded, members};
+use crate::body::models::{in_list, in_tools};
 use crate::dialect::Dialect;
+use crate::policy::Naming;
 
 /// A message that the model list cannot be held against. Close code 1008 says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +26,9 @@ pub enum UnclearModel {
     /// The model is no text.
     #[error("the message has a model that is not a text")]
     NotAText,
+    /// The models beside it cannot be judged.
+    #[error(transparent)]
+    Others(#[from] UnclearModels),
 }
 
 /// The query parameters that name the model of a socket.
@@ -44,88 +46,87 @@ pub const fn query_fields(dialect: Dialect) -> &'static [&'static str] {
 /// # Errors
 /// [`UnclearModel`].
 pub fn named(dialect: Dialect, message: &[u8]) -> Result<Vec<String>, UnclearModel> {
-    let members = Members::of(message).ok_or(UnclearModel::NotAnObject)?;
+    let message = std::str::from_utf8(message).map_err(|_| UnclearModel::NotAnObject)?;
     let mut models = Vec::new();
-    for path in places(dialect) {
-        if let Some(model) = find(&members, path)? {
-            // The path of a request names a Gemini model without this; a model list therefore does, too.
-            let id = if dialect == Dialect::Gemini { model.strip_prefix("models/") } else { None };
-            models.push(id.unwrap_or(&model).to_owned());
+    match dialect {
+        Dialect::OpenAi | Dialect::Azure => openai(message, &mut models)?,
+        Dialect::Gemini => {
+            let [setup] = object(message, Naming::Proto, ["setup"])?;
+            let [model] = within(setup, Naming::Proto, ["model"])?;
+            put(model, &mut models)?;
+            for model in &mut models {
+                // The path of a request names a Gemini model without this; a model list therefore does, too.
+                if let Some(id) = model.strip_prefix("models/") {
+                    *model = id.to_owned();
+                }
+            }
+        }
+        Dialect::Anthropic => {
+            object(message, Naming::Exact, [])?;
         }
     }
     Ok(models)
 }
 
-/// Where a client's message may name a model: names from the outside in.
-const fn places(dialect: Dialect) -> &'static [&'static [&'static str]] {
-    match dialect {
-        Dialect::OpenAi | Dialect::Azure => &[
-            &["model"],
-            &["response", "model"],
-            &["session", "model"],
-            &["session", "audio", "input", "transcription", "model"],
-            &["session", "input_audio_transcription", "model"],
-        ],
-        Dialect::Gemini => &[&["setup", "model"]],
-        Dialect::Anthropic => &[],
+fn openai(message: &str, models: &mut Vec<String>) -> Result<(), UnclearModel> {
+    let names = ["model", "models", "tools", "response", "session"];
+    let [model, list, tools, response, session] = object(message, Naming::Exact, names)?;
+    put_all([model, list, tools], models)?;
+    put_all(within(response, Naming::Exact, ["model", "models", "tools"])?, models)?;
+    let names = ["model", "audio", "input_audio_transcription"];
+    let [model, audio, transcription] = within(session, Naming::Exact, names)?;
+    put(model, models)?;
+    let [input] = within(audio, Naming::Exact, ["input"])?;
+    let [audio_transcription] = within(input, Naming::Exact, ["transcription"])?;
+    for transcription in [audio_transcription, transcription] {
+        let [model] = within(transcription, Naming::Exact, ["model"])?;
+        put(model, models)?;
+    }
+    Ok(())
+}
+
+/// The wanted members of what must be an object.
+fn object<'j, const N: usize>(
+    json: &'j str,
+    naming: Naming,
+    names: [&'static str; N],
+) -> Result<[Option<&'j str>; N], UnclearModel> {
+    match members(json, naming, names) {
+        Ok(Some(found)) => Ok(found),
+        Ok(None) | Err(Unclear::NotJson(_)) => Err(UnclearModel::NotAnObject),
+        Err(Unclear::Twice(place)) => Err(UnclearModel::Twice(names.get(place).copied().unwrap_or_default())),
     }
 }
 
-fn find(members: &Members<'_>, path: &[&'static str]) -> Result<Option<String>, UnclearModel> {
-    let Some((&name, deeper)) = path.split_first() else { return Ok(None) };
-    let Some(value) = members.get(name)? else { return Ok(None) };
-    if deeper.is_empty() {
-        return serde_json::from_str::<Option<String>>(value.get()).map_err(|_| UnclearModel::NotAText);
-    }
-    // What is no object (null, say) has no model in it.
-    match Members::of(value.get().as_bytes()) {
-        Some(members) => find(&members, deeper),
-        None => Ok(None),
-    }
-}
-
-/// An object's members in their order, doubles among them.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'a> Members<'a> {
-    fn of(json: &'a [u8]) -> Option<Self> {
-        serde_json::from_slice(json).ok()
-    }
-
-    /// The one member of this name.
-    fn get(&self, name: &'static str) -> Result<Option<&'a RawValue>, UnclearModel> {
-        let mut found = None;
-        for (spelled, value) in &self.0 {
-            if spelled.eq_ignore_ascii_case(name) && (spelled != name || found.replace(*value).is_some()) {
-                return Err(UnclearModel::Twice(name));
-            }
-        }
-        Ok(found)
+/// Those of a member. What is no object (null, say) has no model in it.
+fn within<'j, const N: usize>(
+    json: Option<&'j str>,
+    naming: Naming,
+    names: [&'static str; N],
+) -> Result<[Option<&'j str>; N], UnclearModel> {
+    match json.filter(|json| json.starts_with('{')) {
+        Some(json) => object(json, naming, names),
+        None => Ok([None; N]),
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(AllMembers)
+/// Takes down `model`, `models` and `tools` of a response that is asked for.
+fn put_all([model, list, tools]: [Option<&str>; 3], models: &mut Vec<String>) -> Result<(), UnclearModel> {
+    put(model, models)?;
+    if let Some(list) = list {
+        in_list(list, |model| models.push(model.to_owned()))?;
     }
+    if let Some(tools) = tools {
+        in_tools(tools, |model| models.push(model.to_owned()))?;
+    }
+    Ok(())
 }
 
-struct AllMembers;
-
-impl<'de> Visitor<'de> for AllMembers {
-    type Value = Members<'de>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a JSON object")
+fn put(model: Option<&str>, models: &mut Vec<String>) -> Result<(), UnclearModel> {
+    if let Some(model) = model.filter(|model| *model != "null") {
+        models.push(decoded(model).map_err(|_| UnclearModel::NotAText)?.into_owned());
     }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = Vec::new();
-        while let Some(member) = map.next_entry()? {
-            members.push(member);
-        }
-        Ok(Members(members))
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -148,11 +149,23 @@ mod tests {
             ),
             (openai, r#"{"type":"response.create","model":"gpt-5","input":[]}"#, vec!["gpt-5"]),
             (openai, r#"{"type":"response.create","response":{"model":"gpt-realtime"}}"#, vec!["gpt-realtime"]),
+            (
+                openai,
+                r#"{"type":"response.create","tools":[{"type":"function"},{"type":"image_generation","model":"gpt-image-1"}],"model":"gpt-5","models":["o3"]}"#,
+                vec!["gpt-5", "o3", "gpt-image-1"],
+            ),
+            (
+                openai,
+                r#"{"type":"response.create","response":{"tools":[{"model":"gpt-image-1"}],"models":["o3"]}}"#,
+                vec!["o3", "gpt-image-1"],
+            ),
+            (openai, r#"{"type":"response.create","tools":null}"#, vec![]),
             (openai, r#"{"type":"response.create"}"#, vec![]),
             (openai, r#"{"type":"input_audio_buffer.append","audio":"bW9kZWw="}"#, vec![]),
             (openai, r#"{"session":null,"response":"model","model":null}"#, vec![]),
             (openai, r#"{"session":{"audio":{"input":{"transcription":null}}}}"#, vec![]),
             (openai, r#"{"item":{"model":"no"},"x":[{"model":"no"}]}"#, vec![]),
+            (openai, r#"{"session":[{"model":"no"}],"response":1e999}"#, vec![]),
             (openai, r#" {"\u0073ession":{"mod\u0065l":"gpt-\u0034"}} "#, vec!["gpt-4"]),
             (gemini, r#"{"setup":{"model":"models/gemini-2.5-flash-live"}}"#, vec!["gemini-2.5-flash-live"]),
             (gemini, r#"{"setup":{"model":"gemini-x","generationConfig":{}}}"#, vec!["gemini-x"]),
@@ -178,6 +191,11 @@ mod tests {
             (r#"{"session":{"audio":{},"audio":{}}}"#, UnclearModel::Twice("audio")),
             (r#"{"session":{"model":7}}"#, UnclearModel::NotAText),
             (r#"{"model":["a"]}"#, UnclearModel::NotAText),
+            (r#"{"models":"a"}"#, UnclearModel::Others(UnclearModels::Models)),
+            (r#"{"response":{"models":null}}"#, UnclearModel::Others(UnclearModels::Models)),
+            (r#"{"tools":[{"model":"a","model":"b"}]}"#, UnclearModel::Others(UnclearModels::Tools)),
+            (r#"{"tools":{"model":"a"}}"#, UnclearModel::Others(UnclearModels::Tools)),
+            (r#"{"session":{"\ud800":1,"model":"a"}}"#, UnclearModel::NotAnObject),
             (r#"{"model":"\ud800"}"#, UnclearModel::NotAText),
             ("", UnclearModel::NotAnObject),
             ("[]", UnclearModel::NotAnObject),
@@ -189,6 +207,9 @@ mod tests {
             assert_eq!(named(Dialect::OpenAi, message.as_bytes()), Err(expected), "{message}");
         }
         assert_eq!(named(Dialect::OpenAi, b"{\"x\":\"\xFF\"}"), Err(UnclearModel::NotAnObject));
+        for dialect in Dialect::ALL {
+            assert_eq!(named(dialect, b"[]"), Err(UnclearModel::NotAnObject), "{dialect}");
+        }
     }
 
     proptest! {
