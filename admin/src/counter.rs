@@ -29,6 +29,8 @@ const MOST_RECORDS: usize = 10_000;
 /// The most rows of the store that one transaction changes: some tens of milliseconds, in which no lease can be taken
 /// and no token revoked.
 const MOST_ROWS: usize = 300;
+/// How long the last counting may take while the process ends.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long usage is kept: a year, and what it is compared with.
 const KEPT: Duration = Duration::from_secs(400 * 24 * 3_600);
 /// How often old usage is looked for, and the most hours of it that are forgotten then: a clock that is wrong for a
@@ -165,19 +167,30 @@ impl Counting {
 
     fn run(mut self, asked: &Receiver<Ask>) {
         loop {
-            let ask = asked.recv_timeout(EVERY);
-            self.catch_up();
-            match ask {
-                Ok(Ask::CatchUp(done)) => drop(done.send(())),
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(Ask::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            let first = asked.recv_timeout(EVERY);
+            let mut is_over = matches!(first, Err(RecvTimeoutError::Disconnected));
+            let mut waiting = Vec::new();
+            // Whoever else has asked by now is told at once, too.
+            for ask in first.into_iter().chain(asked.try_iter()) {
+                match ask {
+                    Ask::CatchUp(done) => waiting.push(done),
+                    Ask::Stop => is_over = true,
+                }
+            }
+            self.catch_up(is_over.then(|| Instant::now().checked_add(LAST_WORDS)).flatten());
+            for done in waiting {
+                let _ = done.send(());
+            }
+            if is_over {
+                return;
             }
             self.forget();
         }
     }
 
-    fn catch_up(&mut self) {
-        loop {
+    /// Counts what is in the journal; what is left at the deadline is counted by the next start.
+    fn catch_up(&mut self, deadline: Option<Instant>) {
+        while deadline.is_none_or(|deadline| Instant::now() < deadline) {
             let is_full = self.gather();
             match self.store() {
                 Stored::All if !is_full => return,
@@ -609,7 +622,7 @@ mod tests {
         bench.journal.append_message(Kind::End, Uuid::from_u128(2), MOMENT_US, &earlier).unwrap();
         bench.journal.append(Kind::End, Uuid::from_u128(3), MOMENT_US, &[0xff; 9]).unwrap();
         let mut counting = bench.counting();
-        counting.catch_up();
+        counting.catch_up(None);
         assert_eq!(bench.counted(), (2, 1));
         assert_eq!(counting.cursor.load(Ordering::Acquire), bench.journal.position());
         let by_hour = GroupBy { period: Some(Period::Hour), ..GroupBy::default() };
@@ -640,7 +653,7 @@ mod tests {
             let (by_usage, by_token) = bench.counted();
             assert!(by_usage <= appended && by_token <= appended);
         }
-        countings.iter_mut().for_each(Counting::catch_up);
+        countings.iter_mut().for_each(|counting| counting.catch_up(None));
         assert_eq!(bench.counted(), (appended, appended));
     }
 
@@ -659,7 +672,7 @@ mod tests {
         }
         assert_eq!(counting.cursor.load(Ordering::Acquire), 0, "and the journal keeps it");
         bench.store = bench.runtime.block_on(Store::open(&bench.url, &bench.root_key)).unwrap();
-        bench.counting().catch_up();
+        bench.counting().catch_up(None);
         assert_eq!(bench.counted(), (2 * MOST_ROWS as u64, 0));
     }
 
@@ -671,7 +684,7 @@ mod tests {
         bench.runtime.block_on(bench.store.count(bench.journal.id(), ahead)).unwrap();
         let mut counting = bench.counting();
         bench.append(2);
-        counting.catch_up();
+        counting.catch_up(None);
         assert_eq!(bench.counted(), (1, 1));
         assert_eq!(bench.runtime.block_on(bench.store.counted_up_to(bench.journal.id())).unwrap(), 4);
     }

@@ -11,6 +11,11 @@ use tokio::sync::watch;
 use crate::plane::Gateway;
 use crate::plane::tokens::Tokens;
 
+/// How long the feed may be silent before it is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long a change that stands in the feed may take to be announced.
+const ON_ITS_WAY: Duration = Duration::from_millis(250);
+
 /// How long after a failure the store is asked again for what only it can tell.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -35,7 +40,26 @@ async fn give_back(tokens: &Tokens) {
 async fn follow(tokens: &Tokens, mut changes: Changes<Change>, applied: &watch::Sender<u64>) {
     loop {
         let last = *applied.borrow();
-        match changes.recv().await {
+        let change = tokio::select! {
+            change = changes.recv() => change,
+            // Whatever was not announced here (by another process, say) stands in the feed all the same.
+            () = tokio::time::sleep(LOOK) => match tokens.is_behind(last).await {
+                Ok(false) => continue,
+                // It may just be on its way.
+                Ok(true) => match tokio::time::timeout(ON_ITS_WAY, changes.recv()).await {
+                    Ok(change) => change,
+                    Err(_) => {
+                        catch_up(tokens, applied).await;
+                        continue;
+                    }
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "the store could not tell its last change; it is asked again");
+                    continue;
+                }
+            },
+        };
+        match change {
             Ok(change) => match change.seq.saturating_sub(last) {
                 // Read from the feed before it was heard.
                 0 => {}

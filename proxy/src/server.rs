@@ -60,6 +60,9 @@ pub struct Demo {
 /// Is given the store, and where the planes listen.
 pub type OnReady = Box<dyn FnOnce(Store, SocketAddr, SocketAddr) -> BoxFuture<'static, Result<()>> + Send>;
 
+/// How long the store may take for the leases that are given back when the process ends.
+const GIVE_BACK: Duration = Duration::from_secs(2);
+
 /// Runs all planes until a signal ends the process.
 ///
 /// # Errors
@@ -329,8 +332,11 @@ impl Ending {
     fn run(self, control: &Runtime, stopping: &Notify) {
         control.block_on(stopping.notified());
         control.block_on(shutdown::drain(&self.gateway, self.patience));
-        control.block_on(self.gateway.tokens.give_back_all());
         settle::record_rest(&self.gateway);
+        let given_back = async { tokio::time::timeout(GIVE_BACK, self.gateway.tokens.give_back_all()).await };
+        if control.block_on(given_back).is_err() {
+            tracing::warn!("leases could not be given back: their tokens fall short by them");
+        }
         self.stopped.notify_one();
         self.counter.stop();
         let left = self.sink.drain(LAST_STEPS).remaining;

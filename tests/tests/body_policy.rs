@@ -146,7 +146,7 @@ async fn gemini_gets_no_field_by_the_name_that_a_whitelist_did_not_use() {
 }
 
 #[tokio::test]
-async fn a_model_is_judged_wherever_an_openai_request_names_one() {
+async fn a_model_is_judged_wherever_a_request_names_one() {
     let world = World::with(|options| {
         options.api("models", "dialect: openai\nparam_whitelist: {model: ['gpt-5*', gpt-image-1]}")
     })
@@ -197,8 +197,16 @@ async fn a_model_is_judged_wherever_an_openai_request_names_one() {
     check(&world, "azure", Azure, &azure, body, NOT_THIS_MODEL).await;
     let claude = world.token_with(json!({"allowed_models": ["claude-*"]})).await;
     let anthropic = Anthropic.at("POST", "/anthropic/v1/messages", &claude.secret);
-    let body = r#"{"model":"claude-x","models":"theirs","tools":[{"type":"advisor","model":"theirs"}]}"#;
-    check(&world, "another dialect", Anthropic, &anthropic, body, None).await;
+    for (members, expected) in [
+        (r#""tools":[{"type":"advisor","model":"claude-y"}],"fallbacks":[{"model":"claude-z"},"claude-0"]"#, None),
+        (r#""tools":[{"type":"advisor","model":"theirs"}]"#, NOT_THIS_MODEL),
+        (r#""fallbacks":[{"model":"theirs"}]"#, NOT_THIS_MODEL),
+        (r#""fallbacks":["theirs"]"#, NOT_THIS_MODEL),
+        (r#""fallbacks":"theirs""#, UNCLEAR),
+    ] {
+        let body = format!(r#"{{"model":"claude-x",{members}}}"#);
+        check(&world, "another dialect", Anthropic, &anthropic, &body, expected).await;
+    }
     let form = Ask::new("POST", "/openai/v1/audio/transcriptions")
         .with("authorization", &format!("Bearer {}", limited.secret))
         .with("content-type", "multipart/form-data; boundary=b");

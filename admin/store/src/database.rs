@@ -32,6 +32,8 @@ pub(crate) struct Database {
     path: PathBuf,
     writer: SqlitePool,
     readers: SqlitePool,
+    /// For what may read long: nobody waits for it but who asked.
+    scanner: SqlitePool,
 }
 
 impl Database {
@@ -42,8 +44,10 @@ impl Database {
         make_private(&path)?;
         let writer = pool(1).connect_with(options.clone()).await.map_err(|error| in_file(&path, error.into()))?;
         // `query_only`, so that a write that strays here fails instead of fighting the writer for its lock.
-        let readers = pool(READERS).connect_lazy_with(options.pragma("query_only", "ON"));
-        let database = Self { path, writer, readers };
+        let reading = options.pragma("query_only", "ON");
+        let readers = pool(READERS).connect_lazy_with(reading.clone());
+        let scanner = pool(1).connect_lazy_with(reading);
+        let database = Self { path, writer, readers, scanner };
         database.check().await?;
         Ok(database)
     }
@@ -68,8 +72,14 @@ impl Database {
         &self.readers
     }
 
+    /// For reads that may go through much of the database.
+    pub(crate) const fn scanner(&self) -> &SqlitePool {
+        &self.scanner
+    }
+
     /// Readers first: the last connection to close folds the write-ahead log into the file.
     pub(crate) async fn close(&self) {
+        self.scanner.close().await;
         self.readers.close().await;
         self.writer.close().await;
     }

@@ -96,8 +96,8 @@ impl<'b> Fields<'b> {
         }
     }
 
-    /// Gives the models that a request of the OpenAI dialect names beside `model`: those in `models`, and the `model` of
-    /// each of its `tools`. Both fields must have been asked for.
+    /// Gives the models that a request names beside `model`: those in `models` and `fallbacks`, and the `model` of each of
+    /// its `tools`. The fields must have been asked for.
     ///
     /// # Errors
     /// [`BadBody::Models`]; some may have been given by then.
@@ -106,6 +106,11 @@ impl<'b> Fields<'b> {
             None => {}
             Some(Value::Json(json)) => models::in_list(json, &mut take)?,
             Some(Value::Text(_)) => return Err(UnclearModels::Models.into()),
+        }
+        match self.get("fallbacks") {
+            None => {}
+            Some(Value::Json(json)) => models::in_fallbacks(json, &mut take)?,
+            Some(Value::Text(_)) => return Err(UnclearModels::Fallbacks.into()),
         }
         match self.get("tools") {
             None => {}

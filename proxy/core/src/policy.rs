@@ -64,14 +64,21 @@ impl Naming {
     /// Whether some reader could take `found` for a name of that field.
     pub fn resembles(self, wanted: &str, found: &str) -> bool {
         match self {
-            Self::Exact => wanted.eq_ignore_ascii_case(found),
+            Self::Exact => {
+                wanted.eq_ignore_ascii_case(found) || (!found.is_ascii() && self.folded(wanted).eq(self.folded(found)))
+            }
             Self::Proto => self.folded(wanted).eq(self.folded(found)),
         }
     }
 
-    /// What is equal of names that [resemble](Self::resembles) each other.
-    pub fn folded(self, name: &str) -> impl Iterator<Item = u8> {
-        name.bytes().filter(move |byte| self == Self::Exact || *byte != b'_').map(|byte| byte.to_ascii_lowercase())
+    /// What is equal of names that [resemble](Self::resembles) each other. Two letters beyond ASCII have a small one within
+    /// it (Unicode, CaseFolding): the Kelvin sign and the long s, which readers in Go take for `k` and `s`.
+    pub fn folded(self, name: &str) -> impl Iterator<Item = char> {
+        name.chars().filter(move |letter| self == Self::Exact || *letter != '_').map(|letter| match letter {
+            '\u{212A}' => 'k',
+            '\u{17F}' => 's',
+            letter => letter.to_ascii_lowercase(),
+        })
     }
 }
 
@@ -190,6 +197,8 @@ mod tests {
             ("generationConfig", "_generation_config", (false, false), (false, true)),
             ("top_k", "topK", (false, false), (true, true)),
             ("a_1", "a1", (false, false), (true, true)),
+            ("max_tokens", "max_to\u{212a}en\u{17f}", (false, true), (false, true)),
+            ("max_tokens", "max_to\u{fc}ens", (false, false), (false, false)),
             ("", "_", (false, false), (true, true)),
             ("\u{e4}_\u{f6}", "\u{e4}\u{f6}", (false, false), (true, true)),
         ] {

@@ -15,7 +15,7 @@ use crate::downstream::Downstream;
 use crate::reset;
 
 /// The most that is read of what a client sends behind its request, in bytes: it may wait for its turn.
-const MOST_AHEAD: usize = 16 * 1024;
+const MOST_AHEAD: usize = 64 * 1024;
 /// The most of a request's rest that is read away to keep a connection, in bytes.
 const MOST_DRAINED: usize = 64 * 1024;
 /// How long that may take.

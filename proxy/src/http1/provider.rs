@@ -39,6 +39,8 @@ pub struct Provider {
     large: Bytes,
     /// What follows the large piece.
     behind: &'static [u8],
+    /// Something was put that the connection has not flushed. Under TLS it may have all of the bytes and hold them still.
+    is_unflushed: bool,
     takes_no_more: bool,
     framing: Framing,
     asked: Asked,
@@ -56,6 +58,7 @@ impl Provider {
             sent: 0,
             large: Bytes::new(),
             behind: b"",
+            is_unflushed: false,
             takes_no_more: false,
             framing: Framing::None,
             asked: Asked::Ordinary,
@@ -68,12 +71,17 @@ impl Provider {
     /// Puts the request's head together with what follows; waiting for the answer sends it.
     pub fn put_head(&mut self, head: Vec<u8>, framing: Framing, asked: Asked) {
         self.wire.output = head;
+        self.is_unflushed = true;
         self.framing = framing;
         self.asked = asked;
     }
 
     /// Whether something waits to be sent.
     pub fn has_output(&self) -> bool {
+        self.is_unflushed || self.has_bytes()
+    }
+
+    fn has_bytes(&self) -> bool {
         !self.wire.output.is_empty() || !self.large.is_empty() || !self.behind.is_empty()
     }
 
@@ -87,6 +95,7 @@ impl Provider {
         if piece.is_empty() {
             return; // as a chunk it would be the end
         }
+        self.is_unflushed = true;
         let is_chunked = self.framing == Framing::Chunked;
         if is_chunked {
             put_size(&mut self.wire.output, piece.len());
@@ -104,6 +113,7 @@ impl Provider {
     /// Puts the end of the request's body where there [is room](Self::has_room).
     pub fn end_body(&mut self) {
         if self.framing == Framing::Chunked {
+            self.is_unflushed = true;
             self.wire.put_last_chunk();
         }
     }
@@ -178,7 +188,7 @@ impl Provider {
     }
 
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.has_output() {
+        while self.has_bytes() {
             let gathered = self.wire.output.get(self.sent..).unwrap_or(&[]);
             let stream = Pin::new(&mut self.wire.stream);
             let written = if self.large.is_empty() && self.behind.is_empty() {
@@ -194,7 +204,9 @@ impl Provider {
             }
             self.note_written(written);
         }
-        Pin::new(&mut self.wire.stream).poll_flush(context)
+        ready!(Pin::new(&mut self.wire.stream).poll_flush(context))?;
+        self.is_unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     fn note_written(&mut self, written: usize) {
@@ -215,6 +227,7 @@ impl Provider {
         self.sent = 0;
         self.large.clear();
         self.behind = b"";
+        self.is_unflushed = false;
     }
 
     /// Whether anything of an answer has come. What the provider has begun must not be asked again.
@@ -241,8 +254,15 @@ impl Provider {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use pingora_core::protocols::raw_connect::ProxyDigest;
+    use pingora_core::protocols::{
+        GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    };
     use proptest::prelude::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf};
 
     use super::*;
 
@@ -369,6 +389,91 @@ mod tests {
         assert_eq!(http.answer().unwrap().status(), 413);
         assert!(matches!(http.next_piece().await.unwrap(), Step::Came(Some(_))));
         assert!(http.has_output() && http.into_reusable().is_none(), "what was not sent whole carries nothing else");
+    }
+
+    /// Takes everything at once and holds it, as TLS may, until it is flushed a second time.
+    #[derive(Debug)]
+    struct Holding {
+        inner: DuplexStream,
+        held: Vec<u8>,
+        flushes: u32,
+    }
+
+    impl AsyncRead for Holding {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.inner).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Holding {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self.held.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.flushes += 1;
+            if self.flushes % 2 == 1 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let held = std::mem::take(&mut self.held);
+            assert!(
+                matches!(Pin::new(&mut self.inner).poll_write(cx, &held), Poll::Ready(Ok(len)) if len == held.len())
+            );
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[async_trait]
+    impl Shutdown for Holding {
+        async fn shutdown(&mut self) {}
+    }
+
+    impl UniqueID for Holding {
+        fn id(&self) -> i32 {
+            0
+        }
+    }
+
+    impl Ssl for Holding {}
+
+    impl Peek for Holding {}
+
+    impl GetTimingDigest for Holding {
+        fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+            Vec::new()
+        }
+    }
+
+    impl GetProxyDigest for Holding {
+        fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+            None
+        }
+    }
+
+    impl GetSocketDigest for Holding {
+        fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+            None
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_connection_has_taken_and_holds_is_flushed_until_it_is_out() {
+        let (inner, mut provider) = tokio::io::duplex(1 << 20);
+        let mut http = Provider::new(Box::new(Holding { inner, held: Vec::new(), flushes: 0 }));
+        http.put_head(b"POST / HTTP/1.1\r\n\r\n".to_vec(), Framing::Length(40_000), Asked::Ordinary);
+        http.put_body(vec![b'x'; 40_000].into());
+        let step = tokio::time::timeout(std::time::Duration::from_secs(5), http.next_head()).await;
+        assert!(matches!(step.expect("it is flushed again").unwrap(), Step::Sent));
+        assert!(!http.has_output());
+        let mut sent = vec![0; b"POST / HTTP/1.1\r\n\r\n".len() + 40_000];
+        provider.read_exact(&mut sent).await.unwrap();
+        assert!(sent.ends_with(b"xxx"));
     }
 
     #[tokio::test]

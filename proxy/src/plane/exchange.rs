@@ -205,7 +205,9 @@ async fn carry(
         .state
         .check_rate()
         .map_err(|TooFast { limit, retry_after_ms }| Refusal::RateLimited { limit, retry_after_ms })?;
-    let permit = permit(gateway, &known).await?;
+    // A limit that came while the body was read holds already.
+    let limited = if reads_body { authenticate(gateway, &digest).await? } else { Arc::clone(&known) };
+    let permit = permit(gateway, &limited).await?;
     if call.expects_continue && !reads_body {
         invite_body(client).await?;
     }
@@ -214,10 +216,13 @@ async fn carry(
     let placement = forms.placement(exchange.dialect);
     let stray = forms.stray(call, &token);
     let outgoing_target = outgoing_target(&route, forms.query(&target, exchange.dialect, stray));
-    if stray.is_some_and(|token| outgoing_target.contains(token)) {
-        return Err(
-            Refusal::InvalidRequest("the path holds the llm-proxy token: send it as the key only".into()).into()
-        );
+    let offered = switch.as_ref().and_then(|(_, offer)| offer.protocols.as_ref());
+    let strays = |token: &str| {
+        outgoing_target.contains(token) || offered.is_some_and(|protocols| protocols.expose().contains(token))
+    };
+    if stray.is_some_and(strays) {
+        let why = "the path, or a subprotocol, holds the llm-proxy token: send it as the key only";
+        return Err(Refusal::InvalidRequest(why.into()).into());
     }
     let to = Destination {
         authority: &upstream.authority,

@@ -125,7 +125,7 @@ fn choose_fields(call: &Call, to: &Destination<'_>, mut put: impl FnMut(&[u8], &
         let name = call.name(field);
         let is_ours = name.eq_ignore_ascii_case(b"helicone-auth");
         let is_replaced = (to.wants_identity && field.kind == Name::AcceptEncoding)
-            || to.stray.is_some_and(|token| memmem::find(call.value(field), token.as_bytes()).is_some());
+            || to.stray.is_some_and(|token| holds(call.value(field), token) || holds(name, token));
         if !is_ours && !is_replaced && !nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) {
             put(name, call.value(field));
         }
@@ -137,6 +137,10 @@ fn choose_fields(call: &Call, to: &Destination<'_>, mut put: impl FnMut(&[u8], &
         let (name, value) = to.placement.field(to.key);
         put(name.as_bytes(), value.as_bytes());
     }
+}
+
+fn holds(text: &[u8], token: &str) -> bool {
+    memmem::find(text, token.as_bytes()).is_some()
 }
 
 /// Whether a field of this kind goes to the provider as it came.

@@ -5,8 +5,9 @@
 //! something to read (its end, or bytes nobody asked for), and what is taken is looked at once more.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
@@ -16,6 +17,7 @@ use parking_lot::Mutex;
 use pingora_core::protocols::Stream;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::Notify;
+use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until};
 
 use super::clocks::after;
@@ -25,12 +27,19 @@ const MOST: usize = 1024;
 
 /// The waiting connections to one provider.
 pub struct Idle {
-    waiting: Mutex<VecDeque<Waiting>>,
+    state: Mutex<State>,
     /// How long one may wait.
     patience: Duration,
     bell: Arc<Bell>,
     waker: Waker,
     is_watched: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Waiting>,
+    /// The watching task will look again when the one that waits longest has waited too long.
+    is_timed: bool,
 }
 
 struct Waiting {
@@ -58,14 +67,14 @@ impl Idle {
     pub fn new(patience: Duration) -> Self {
         let bell = Arc::new(Bell::default());
         let waker = Waker::from(Arc::clone(&bell));
-        Self { waiting: Mutex::default(), patience, bell, waker, is_watched: AtomicBool::new(false) }
+        Self { state: Mutex::default(), patience, bell, waker, is_watched: AtomicBool::new(false) }
     }
 
     /// The connection that has waited least, to one of these addresses.
     pub fn take(&self, addresses: impl Iterator<Item = SocketAddr> + Clone) -> Option<(Stream, SocketAddr)> {
         loop {
             let mut found = {
-                let mut waiting = self.waiting.lock();
+                let waiting = &mut self.state.lock().waiting;
                 let at = waiting.iter().rposition(|one| addresses.clone().any(|address| address == one.to))?;
                 waiting.remove(at)?
             };
@@ -77,27 +86,39 @@ impl Idle {
 
     /// Has a connection wait on which everything is said.
     pub fn put(self: &Arc<Self>, mut stream: Stream, to: SocketAddr) {
+        let mut state = self.state.lock();
+        // Under the lock: what rings from here on is found by whoever looks.
         if !is_quiet(&mut stream, &self.waker) {
             return;
         }
-        let mut waiting = self.waiting.lock();
-        if waiting.is_empty() {
-            self.bell.0.notify_one(); // there is something to wait for again
-        }
-        let displaced = if waiting.len() >= MOST { waiting.pop_front() } else { None };
-        waiting.push_back(Waiting { stream, to, since: Instant::now() });
-        drop(waiting);
+        let displaced = if state.waiting.len() >= MOST { state.waiting.pop_front() } else { None };
+        state.waiting.push_back(Waiting { stream, to, since: Instant::now() });
+        let is_timed = state.is_timed;
+        drop(state);
         drop(displaced);
         if !self.is_watched.swap(true, Ordering::Relaxed) {
             tokio::spawn(watch(Arc::downgrade(self), Arc::clone(&self.bell)));
+        } else if !is_timed {
+            self.bell.0.notify_one();
         }
     }
 
     /// Closes those that have ended, said something, or waited too long. When the next will have waited too long.
     fn sweep(&self) -> Option<Instant> {
-        let mut waiting = self.waiting.lock();
-        waiting.retain_mut(|one| one.since.elapsed() < self.patience && is_quiet(&mut one.stream, &self.waker));
-        waiting.front().map(|oldest| after(oldest.since, self.patience))
+        let mut over = Vec::new();
+        let mut state = self.state.lock();
+        let mut kept = VecDeque::with_capacity(state.waiting.len());
+        for mut one in state.waiting.drain(..) {
+            let stays = one.since.elapsed() < self.patience && is_quiet(&mut one.stream, &self.waker);
+            if stays { kept.push_back(one) } else { over.push(one) }
+        }
+        let due = kept.front().map(|oldest| after(oldest.since, self.patience));
+        state.waiting = kept;
+        state.is_timed = due.is_some();
+        drop(state);
+        // Closing takes its time: nobody has to wait for it.
+        drop(over);
+        due
     }
 }
 
@@ -115,7 +136,10 @@ async fn watch(idle: std::sync::Weak<Idle>, bell: Arc<Bell>) {
 /// Whether there is nothing to read: not even the end. `waker` is woken when that changes.
 fn is_quiet(stream: &mut Stream, waker: &Waker) -> bool {
     let mut octet = [0];
-    Pin::new(stream).poll_read(&mut Context::from_waker(waker), &mut ReadBuf::new(&mut octet)).is_pending()
+    // However much the task has done already: an answer that nobody looked for would be none.
+    let looking =
+        unconstrained(poll_fn(|context| Pin::new(&mut *stream).poll_read(context, &mut ReadBuf::new(&mut octet))));
+    pin!(looking).poll(&mut Context::from_waker(waker)).is_pending()
 }
 
 #[cfg(test)]
@@ -167,7 +191,7 @@ mod tests {
         drop(ended);
         talks.write_all(b"HTTP/1.1 408").await.unwrap();
         settle().await;
-        assert_eq!(idle.waiting.lock().len(), 1, "nobody waits for what is over");
+        assert_eq!(idle.state.lock().waiting.len(), 1, "nobody waits for what is over");
         assert_eq!(talks.write_all(b"x").await.unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
         assert_eq!((take(&idle, &[1]), take(&idle, &[1])), (Some(1), None));
 
@@ -178,7 +202,7 @@ mod tests {
         let (ours, theirs) = duplex(64);
         drop(theirs);
         idle.put(Box::new(ours), address(1));
-        assert!(idle.waiting.lock().is_empty(), "what is over already does not begin to wait");
+        assert!(idle.state.lock().waiting.is_empty(), "what is over already does not begin to wait");
     }
 
     #[tokio::test(start_paused = true)]
@@ -189,9 +213,9 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(30)).await;
             let _second = put(&idle, 2);
             tokio::time::sleep(Duration::from_secs(26)).await;
-            assert_eq!(idle.waiting.lock().iter().map(|one| one.to.port()).collect::<Vec<_>>(), [2]);
+            assert_eq!(idle.state.lock().waiting.iter().map(|one| one.to.port()).collect::<Vec<_>>(), [2]);
             tokio::time::sleep(Duration::from_secs(30)).await;
-            assert!(idle.waiting.lock().is_empty());
+            assert!(idle.state.lock().waiting.is_empty());
         }
     }
 
@@ -199,7 +223,7 @@ mod tests {
     async fn the_oldest_makes_room() {
         let idle = Arc::new(Idle::new(PATIENCE));
         let _others: Vec<DuplexStream> = (0..=MOST).map(|index| put(&idle, u16::try_from(index).unwrap())).collect();
-        assert_eq!(idle.waiting.lock().len(), MOST);
+        assert_eq!(idle.state.lock().waiting.len(), MOST);
         assert_eq!((take(&idle, &[0]), take(&idle, &[1])), (None, Some(1)));
     }
 }

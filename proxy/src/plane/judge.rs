@@ -215,8 +215,8 @@ fn wanted<'a>(api: &'a Api, rule: &BodyRule, others: bool) -> Vec<&'a str> {
     let models: &[&str] = match (others, rule) {
         (false, _) => &["model"],
         // No form has tools.
-        (true, BodyRule::ReadForm(_)) => &["model", "models"],
-        (true, _) => &["model", "models", "tools"],
+        (true, BodyRule::ReadForm(_)) => &["model", "models", "fallbacks"],
+        (true, _) => &["model", "models", "fallbacks", "tools"],
     };
     for &field in models {
         if !wanted.contains(&field) {
@@ -234,9 +234,8 @@ fn wanted<'a>(api: &'a Api, rule: &BodyRule, others: bool) -> Vec<&'a str> {
 pub fn body(rule: &BodyRule, body: &[u8], api: &Api, known: &Known, route: &Route) -> Result<Option<String>, Refusal> {
     let names_model = matches!(route.endpoint.model, ModelPlace::Body | ModelPlace::Form);
     let allowed = known.allowed_models.as_deref().filter(|_| names_model);
-    // Fallbacks (OpenRouter), and tools with models of their own (Responses API).
-    let is_openai = matches!(api.dialect, Dialect::OpenAi | Dialect::Azure);
-    let others = is_openai && (allowed.is_some() || model_globs(api).is_some());
+    // Fallbacks, and tools with models of their own. Gemini has neither: its model stands in the path.
+    let others = api.dialect != Dialect::Gemini && (allowed.is_some() || model_globs(api).is_some());
     let invalid = |bad: BadBody| Refusal::InvalidRequest(bad.to_string().into());
     let wanted = wanted(api, rule, others);
     let fields = match rule {

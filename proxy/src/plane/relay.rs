@@ -91,6 +91,7 @@ pub async fn relay(
             Ok(Step::Came(Some(piece))) => piece,
             Ok(Step::Came(None)) => break,
             Ok(Step::Sent) => {
+                progress = Instant::now();
                 exchange.note_sent(upload, &provider.http);
                 upload.put(&mut provider.http);
                 continue;

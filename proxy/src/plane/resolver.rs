@@ -23,8 +23,8 @@ pub struct Resolver {
     port: u16,
     peer: Box<dyn Fn(SocketAddr) -> HttpPeer + Send + Sync>,
     known: ArcSwapOption<Known>,
-    /// Held by whoever asks: one question at a time.
-    asking: Arc<Mutex<()>>,
+    /// Held by whoever asks: one question at a time. When the last one began that nobody waited for.
+    asking: Arc<Mutex<Option<Instant>>>,
 }
 
 struct Known {
@@ -80,7 +80,12 @@ impl Resolver {
 
     /// Asks behind the requests' back, unless somebody does.
     fn ask_behind(self: &Arc<Self>) {
-        let Ok(asking) = Arc::clone(&self.asking).try_lock_owned() else { return };
+        let Ok(mut asking) = Arc::clone(&self.asking).try_lock_owned() else { return };
+        // A resolver that fails must not be asked with each request either.
+        if asking.is_some_and(|begun| begun.elapsed() < DOUBTFUL) {
+            return;
+        }
+        *asking = Some(Instant::now());
         let resolver = Arc::clone(self);
         tokio::spawn(async move {
             if let Err(error) = resolver.ask().await {

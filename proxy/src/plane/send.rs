@@ -164,8 +164,12 @@ async fn send_once(
             () = &mut clock => return Err(too_late(turn, upload, provider).into()),
             from_client = upload.next(client), if upload.has_room() => {
                 from_client?;
+                // A client that goes on sending makes no good for a provider that takes nothing.
+                let is_waited_for = !provider.http.has_output();
                 upload.put(&mut provider.http);
-                clock.as_mut().reset(deadline(turn, upload));
+                if is_waited_for {
+                    clock.as_mut().reset(deadline(turn, upload));
+                }
             }
         }
     }

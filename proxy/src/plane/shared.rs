@@ -149,8 +149,9 @@ impl Lines {
         if let Some(shared) = state.shared.iter_mut().find(|shared| shared.id == line) {
             shared.takes = Some(takes);
             state.carries = takes.clamp(1, STREAMS_OF_A_LINE);
-            self.changed.notify_waiters();
         }
+        // Also where it is gone already: who waits for it has to look elsewhere.
+        self.changed.notify_waiters();
     }
 
     /// A connection takes nothing new any more.

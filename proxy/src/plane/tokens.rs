@@ -261,6 +261,14 @@ impl Tokens {
         Ok(changes.last().map(|change| change.seq))
     }
 
+    /// Whether the store has changes behind this one.
+    ///
+    /// # Errors
+    /// When the store does not tell.
+    pub async fn is_behind(&self, seq: u64) -> Result<bool, StoreError> {
+        Ok(self.store.change_position().await? > seq)
+    }
+
     /// Drops everything from the caches, so that no read begun before can put anything back.
     pub fn forget_all(&self) {
         let mut generation = self.generation.lock();

@@ -113,6 +113,7 @@ impl Upload {
         self.discard = true;
         self.queue.clear();
         self.queued = 0;
+        self.hold = None;
     }
 
     /// Waits for the next piece, or for the client to leave. Cancel safe.

@@ -104,6 +104,8 @@ impl<'t> Found<'t> {
 
 /// A name as a reader sees it that forgives as much as any may.
 fn folded(name: &str, naming: Naming) -> String {
+    // Go's reader takes these two for letters of ASCII.
+    let name = name.replace('\u{212A}', "k").replace('\u{17F}', "s");
     match naming {
         Naming::Exact => name.to_ascii_lowercase(),
         Naming::Proto => name.replace('_', "").to_ascii_lowercase(),

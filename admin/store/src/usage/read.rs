@@ -103,7 +103,7 @@ impl Store {
         for filter in filters {
             select = select.bind(i64::from(filter.is_some())).bind(filter.as_deref().unwrap_or_default());
         }
-        let mut rows = select.fetch(self.database().readers());
+        let mut rows = select.fetch(self.database().scanner());
         while let Some(row) = rows.try_next().await? {
             let key = query.group_by.key(&row)?;
             if after.as_ref().is_some_and(|after| key <= *after) {

@@ -1,11 +1,13 @@
-//! Models that a request of the OpenAI dialect names beside `model`.
+//! Models that a request names beside `model`.
 //!
-//! `models` lists those to fall back to (OpenRouter API reference, "Model Fallbacks"), and a tool has a `model` of its
-//! own where it draws (OpenAI API reference, responses, `image_generation`). What holds for a model holds for each.
+//! `models` and `fallbacks` list those to fall back to (OpenRouter API reference, "Model Fallbacks"; Anthropic's server-side
+//! fallback), and a tool has a `model` of its own where it draws (OpenAI API reference, responses, `image_generation`) or
+//! advises (Anthropic's advisor tool). What holds for a model holds for each.
 
 use std::fmt;
 
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::members::{Text, Wanted, decoded};
 use crate::policy::Naming;
@@ -16,6 +18,9 @@ pub enum UnclearModels {
     /// `models` is something else than a list of texts.
     #[error("`models` is not a list of texts")]
     Models,
+    /// `fallbacks` is something else than a list of texts, or of objects that each have one `model`.
+    #[error("`fallbacks` is not a list of models")]
+    Fallbacks,
     /// `tools` is neither `null` nor a list, or a tool has a `model` that is no text, stands there twice, or is spelled
     /// in another letter case.
     #[error("`tools` is not a list, or has a `model` that is no text, stands there twice, or not in small letters")]
@@ -41,6 +46,36 @@ pub(crate) fn in_tools(tools: &str, take: impl FnMut(&str)) -> Result<(), Unclea
     }
     let mut reader = serde_json::Deserializer::from_str(tools);
     reader.deserialize_seq(Tools(take)).map_err(|_| UnclearModels::Tools)
+}
+
+/// Gives every model of `fallbacks`, a JSON text: each a text, or the `model` of an object. `null` is none.
+///
+/// # Errors
+/// [`UnclearModels::Fallbacks`]; some may have been given by then.
+pub(crate) fn in_fallbacks(fallbacks: &str, mut take: impl FnMut(&str)) -> Result<(), UnclearModels> {
+    let unclear = UnclearModels::Fallbacks;
+    if fallbacks == "null" {
+        return Ok(());
+    }
+    let items: Vec<&RawValue> = serde_json::from_str(fallbacks).map_err(|_| unclear)?;
+    for item in items {
+        match item.get().as_bytes().first() {
+            Some(b'"') => take(&decoded(item.get()).map_err(|_| unclear)?),
+            Some(b'{') => {
+                let mut count = 0u32;
+                let counted = |model: &str| {
+                    count = count.saturating_add(1);
+                    take(model);
+                };
+                in_tools(&format!("[{}]", item.get()), counted).map_err(|_| unclear)?;
+                if count != 1 {
+                    return Err(unclear);
+                }
+            }
+            _ => return Err(unclear),
+        }
+    }
+    Ok(())
 }
 
 struct List<F>(F);
@@ -112,6 +147,27 @@ mod tests {
         ] {
             let expected = expected.map(|models| models.into_iter().map(str::to_owned).collect::<Vec<_>>());
             assert_eq!(given(|take| in_list(json, take)), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn fallbacks_are_models_or_have_one_each() {
+        for (json, expected) in [
+            ("null", Ok(vec![])),
+            ("[]", Ok(vec![])),
+            (r#"["a", {"x":1,"model":"b"} ,"\u0063"]"#, Ok(vec!["a", "b", "c"])),
+            (r#""a""#, Err(UnclearModels::Fallbacks)),
+            (r#"{"model":"a"}"#, Err(UnclearModels::Fallbacks)),
+            (r#"[{"x":1}]"#, Err(UnclearModels::Fallbacks)),
+            (r#"[{"model":null}]"#, Err(UnclearModels::Fallbacks)),
+            (r#"[{"model":"a","model":"b"}]"#, Err(UnclearModels::Fallbacks)),
+            (r#"[{"MODEL":"a"}]"#, Err(UnclearModels::Fallbacks)),
+            (r#"[["a"]]"#, Err(UnclearModels::Fallbacks)),
+            (r#"["\ud800"]"#, Err(UnclearModels::Fallbacks)),
+            ("[1]", Err(UnclearModels::Fallbacks)),
+        ] {
+            let expected = expected.map(|models| models.into_iter().map(str::to_owned).collect::<Vec<_>>());
+            assert_eq!(given(|take| in_fallbacks(json, take)), expected, "{json}");
         }
     }
 
