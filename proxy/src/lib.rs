@@ -18,6 +18,7 @@ pub mod manage;
 pub mod plane;
 pub mod provider;
 pub mod reset;
+pub mod seldom;
 pub mod server;
 pub mod settings;
 pub mod shutdown;

@@ -15,19 +15,17 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use llm_proxy_core::network::cidr::{Network, any_contains};
 use llm_proxy_core::network::proxy_protocol::{Header, InvalidHeader, Reading, read};
-use parking_lot::Mutex;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::stream::Stream as TcpStream;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
 use crate::downstream::{AddressRules, Caller};
+use crate::seldom::Seldom;
 use crate::settings::RecordClientAddress;
 
 /// Room for a header as balancers write them, and what a client sends with it.
 const FIRST_READ: usize = 1024;
-/// How often the log tells of connections that were closed for the same reason.
-const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// What is found out about each connection.
 pub struct Entrance {
@@ -150,24 +148,6 @@ async fn take_header(stream: &mut (impl AsyncRead + Unpin), is_trusted: bool) ->
     }
 }
 
-/// Something that is told at most once in a while.
-#[derive(Default)]
-struct Seldom(Mutex<(Option<Instant>, u64)>);
-
-impl Seldom {
-    /// Counts one; when it is to be told, how many there were.
-    fn due(&self, now: Instant) -> Option<u64> {
-        let mut state = self.0.lock();
-        let (told, count) = &mut *state;
-        *count = count.saturating_add(1);
-        if told.is_some_and(|told| now.saturating_duration_since(told) < TOLD_EVERY) {
-            return None;
-        }
-        *told = Some(now);
-        Some(std::mem::take(count))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
@@ -251,7 +231,7 @@ mod tests {
     fn nothing_is_looked_at_unless_something_is_asked() {
         let trusted = || vec!["127.0.0.1".parse().unwrap()];
         assert!(Entrance::new(trusted(), None, RecordClientAddress::None).is_none());
-        assert!(Entrance::new(trusted(), Some(TOLD_EVERY), RecordClientAddress::None).is_some());
+        assert!(Entrance::new(trusted(), Some(Duration::from_secs(10)), RecordClientAddress::None).is_some());
         assert!(Entrance::new(Vec::new(), None, RecordClientAddress::Full).is_some());
     }
 
@@ -298,18 +278,5 @@ mod tests {
             let entrance = entrance(trusted, true, RecordClientAddress::Full);
             assert!(entrance.enter(ours).await.is_none(), "{trusted} {}", sent.escape_ascii());
         }
-    }
-
-    #[test]
-    fn what_happens_often_is_told_once_in_a_while_with_how_often() {
-        let seldom = Seldom::default();
-        let start = Instant::now();
-        let told: Vec<_> = (0..25u32).map(|second| seldom.due(start + Duration::from_secs(1) * second)).collect();
-        let expected = |second: usize| match second {
-            0 => Some(1),
-            10 | 20 => Some(10),
-            _ => None,
-        };
-        assert_eq!(told, (0..25).map(expected).collect::<Vec<_>>());
     }
 }

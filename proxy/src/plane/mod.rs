@@ -31,7 +31,7 @@ pub mod websocket;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use llm_proxy_core::answer::Refusal;
 use llm_proxy_core::dialect::Dialect;
@@ -57,6 +57,7 @@ use crate::client::Client;
 use crate::downstream::{Caller, Downstream};
 use crate::http1::{self, Wire};
 use crate::http2;
+use crate::seldom::{Seldom, TOLD_EVERY};
 
 /// Everything an exchange decides with. Immutable while the process runs; what changes is inside.
 pub struct Gateway {
@@ -105,48 +106,32 @@ impl Gateway {
     }
 }
 
-/// How often the log tells of lost records, and how long after one they count as being lost.
-const RECENT: Duration = Duration::from_secs(10);
-
 /// The process has one journal.
 static LOSSES: Losses = Losses::new();
 
-/// Records that the journal did not take. Every exchange tries again, which must not be a line of the log each time.
-struct Losses(Mutex<Lost>);
-
-struct Lost {
-    told: Option<Instant>,
-    untold: u64,
+/// Records that the journal did not take. Every exchange tries again.
+struct Losses {
+    told: Seldom,
     /// The last one that was the disk's fault.
-    by_disk: Option<Instant>,
+    by_disk: Mutex<Option<Instant>>,
 }
 
 impl Losses {
     const fn new() -> Self {
-        Self(Mutex::new(Lost { told: None, untold: 0, by_disk: None }))
+        Self { told: Seldom::new(), by_disk: Mutex::new(None) }
     }
 
     /// Counts one; when it is to be told, how many there were.
     fn note(&self, by_disk: bool, now: Instant) -> Option<u64> {
-        let mut lost = self.0.lock();
-        lost.untold = lost.untold.saturating_add(1);
         if by_disk {
-            lost.by_disk = Some(now);
+            *self.by_disk.lock() = Some(now);
         }
-        if is_recent(lost.told, now) {
-            return None;
-        }
-        lost.told = Some(now);
-        Some(std::mem::take(&mut lost.untold))
+        self.told.due(now)
     }
 
     fn are_recent(&self, now: Instant) -> bool {
-        is_recent(self.0.lock().by_disk, now)
+        self.by_disk.lock().is_some_and(|then| now.saturating_duration_since(then) < TOLD_EVERY)
     }
-}
-
-fn is_recent(then: Option<Instant>, now: Instant) -> bool {
-    then.is_some_and(|then| now.saturating_duration_since(then) < RECENT)
 }
 
 /// The journal did not take a record.
@@ -225,6 +210,8 @@ impl Plane {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
