@@ -219,6 +219,8 @@ impl Counting {
                             tracing::warn!(seq = record.seq, "A record of the journal cannot be read to count usage")
                         }
                     },
+                    // What administrators do uses nothing.
+                    Kind::Admin => {}
                 },
                 Ok(None) => return false,
                 Err(error) => {
@@ -421,7 +423,9 @@ fn bump(counts: &mut [u64], code: i32, by: u64) {
 mod tests {
     use llm_proxy_plugins::event::{Begin, Cost, Exchange, Message, Times, Usage};
     use llm_proxy_plugins::journal::Options;
-    use llm_proxy_store::{GroupBy, NewProject, NewToken, Page, Period, RootKey, TokenSum, UsageGroup, UsageQuery};
+    use llm_proxy_store::{
+        ContentPolicy, GroupBy, NewProject, NewToken, Page, Period, RootKey, TokenSum, UsageGroup, UsageQuery,
+    };
     use tempfile::TempDir;
     use tokio::runtime::Runtime;
     use uuid::Uuid;
@@ -449,7 +453,12 @@ mod tests {
             let root_key = RootKey::generate().unwrap();
             let store = runtime.block_on(Store::open(&url, &root_key)).unwrap();
             let token = runtime.block_on(async {
-                let new = NewProject { name: "one".to_owned(), is_active: true, provider_keys: Vec::new() };
+                let new = NewProject {
+                    name: "one".to_owned(),
+                    is_active: true,
+                    content: ContentPolicy::default(),
+                    provider_keys: Vec::new(),
+                };
                 let new = NewToken {
                     project_id: store.create_project(new).await.unwrap().id,
                     expires_at_us: MOMENT_US,
@@ -628,6 +637,20 @@ mod tests {
         let by_hour = GroupBy { period: Some(Period::Hour), ..GroupBy::default() };
         let hours: Vec<_> = bench.usage(by_hour).iter().map(|group| group.key.period_us.unwrap()).collect();
         assert_eq!(hours, [hour_of(MOMENT_US) - 2 * HOUR_US, hour_of(MOMENT_US)]);
+    }
+
+    #[test]
+    fn what_administrators_do_is_no_request() {
+        let bench = Bench::new();
+        bench.append(1);
+        let action = Exchange { r#type: EventType::Admin.into(), ..bench.exchange() };
+        for (number, kind) in [(2, Kind::Admin), (3, Kind::End)] {
+            bench.journal.append_message(kind, Uuid::from_u128(number), MOMENT_US, &action).unwrap();
+        }
+        let mut counting = bench.counting();
+        counting.catch_up(None);
+        assert_eq!(bench.counted(), (1, 1));
+        assert_eq!(counting.cursor.load(Ordering::Acquire), bench.journal.position());
     }
 
     #[test]

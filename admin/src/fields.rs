@@ -1,7 +1,9 @@
 //! Rules of single fields, shared by projects and tokens. A refusal names the field and the rule, never the value.
 
 use std::ops::RangeInclusive;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use llm_proxy_core::capture::Policy;
 use llm_proxy_core::secret::Secret;
 use serde::{Deserialize, Deserializer};
 use time::OffsetDateTime;
@@ -28,6 +30,15 @@ pub(crate) const MAX_REQUESTS_PER_MINUTE: u64 = 1_000_000;
 
 /// Longest life of a token in minutes: a year of 365 days.
 pub(crate) const MAX_DURATION_MINUTES: u64 = 525_600;
+
+/// The policies for content, in the order of how much they keep.
+const CAPTURES: [Policy; 4] = [Policy::None, Policy::Metadata, Policy::Redacted, Policy::Full];
+
+/// How much of one body may be kept, in bytes. More would not fit into a record beside everything else.
+const CAPTURE_BYTES: RangeInclusive<u64> = 1024..=512 * 1024;
+
+/// For how long content may be kept, in days.
+const RETENTION_DAYS: RangeInclusive<u64> = 1..=3_650;
 
 const TIMESTAMP: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
@@ -100,12 +111,41 @@ pub(crate) fn allowed_models(models: Vec<String>) -> Result<Vec<String>, Problem
     Ok(models)
 }
 
-/// A whole number from 1 to `largest`.
-pub(crate) fn within(field: &str, number: u64, largest: u64) -> Result<u64, Problem> {
-    if (1..=largest).contains(&number) {
+/// The name of a content policy.
+pub(crate) fn capture(sent: &str) -> Result<Policy, Problem> {
+    CAPTURES.into_iter().find(|policy| policy.name() == sent).ok_or_else(|| {
+        let names = CAPTURES.map(|policy| policy.name()).join(", ");
+        Problem::field(format!("`content.capture` must be one of: {names}"))
+    })
+}
+
+/// The most bytes of a body that are kept.
+pub(crate) fn capture_bytes(number: u64) -> Result<u32, Problem> {
+    within("content.max_bytes", number, CAPTURE_BYTES).map(fits)
+}
+
+/// Days for which content is kept.
+pub(crate) fn retention_days(number: u64) -> Result<u32, Problem> {
+    within("content.retention_days", number, RETENTION_DAYS).map(fits)
+}
+
+/// Whether a whole number lies in a range that begins above zero.
+pub(crate) fn within(field: &str, number: u64, range: RangeInclusive<u64>) -> Result<u64, Problem> {
+    if range.contains(&number) {
         return Ok(number);
     }
-    Err(Problem::field(format!("`{field}` must be a whole number from 1 to {largest}")))
+    Err(Problem::field(format!("`{field}` must be a whole number from {} to {}", range.start(), range.end())))
+}
+
+/// A number that a range has kept small.
+pub(crate) fn fits(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// This moment, in microseconds since the epoch.
+pub(crate) fn now_us() -> i64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// RFC 3339 in UTC, always with six decimals, so that times compare as texts.
@@ -155,6 +195,37 @@ mod tests {
             let key = provider_key("api_key", SentSecret(Secret::new(sent)));
             assert_eq!(key.is_ok(), accepted, "{} bytes", sent.len());
             assert!(sent.is_empty() || sent == "k" || !format!("{key:?}").contains(sent));
+        }
+    }
+
+    #[test]
+    fn every_content_policy_has_its_name_and_nothing_else_is_one() {
+        for (sent, expected) in [
+            ("none", Some(Policy::None)),
+            ("metadata", Some(Policy::Metadata)),
+            ("redacted", Some(Policy::Redacted)),
+            ("full", Some(Policy::Full)),
+            ("Full", None),
+            ("", None),
+        ] {
+            assert_eq!(capture(sent).ok(), expected, "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn ranges_of_content_hold_at_both_ends() {
+        for (number, is_size, is_age) in [
+            (0, false, false),
+            (1, false, true),
+            (1_023, false, true),
+            (1_024, true, true),
+            (3_650, true, true),
+            (3_651, true, false),
+            (524_288, true, false),
+            (524_289, false, false),
+            (u64::MAX, false, false),
+        ] {
+            assert_eq!((capture_bytes(number).is_ok(), retention_days(number).is_ok()), (is_size, is_age), "{number}");
         }
     }
 

@@ -5,13 +5,17 @@
 //! announces a change with its commit, and its success is answered when the data plane acts on it: where that cannot be
 //! confirmed, the answer is an error that says so.
 //!
-//! What the data plane has done comes by way of its journal: [`UsageCounter`] brings it to the store.
+//! What the data plane has done comes by way of its journal: [`UsageCounter`] brings it to the store. What administrators
+//! do goes there: [`Courier`] brings it from the store.
 //!
 //! Its one credential is the management token. It is not valid on the data plane, nor a proxy token here.
 
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "a test may be blunt"))]
 
+mod audit;
+mod content;
 mod counter;
+mod courier;
 mod credential;
 mod extract;
 mod fields;
@@ -22,9 +26,11 @@ mod problem;
 mod projects;
 mod router;
 mod serve;
+mod sinks;
 mod tokens;
 mod usage;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,9 +42,12 @@ use llm_proxy_store::Store;
 use crate::credential::Credential;
 use crate::problem::Problem;
 
+pub use crate::content::{EraseRequest, Erased};
 pub use crate::counter::{Asker, CounterError, UsageCounter};
+pub use crate::courier::Courier;
 pub use crate::router::router;
 pub use crate::serve::serve;
+pub use crate::sinks::SinkStatus;
 
 /// The longest wait for the data plane to act on a change. It takes milliseconds.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,7 +71,17 @@ pub struct AdminOptions {
     /// known. Called after each change and before its answer: who reads "revoked" can rely on it. Given up on after a
     /// second.
     pub applied: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
+    /// What records may have of an administrator's address, `None` where they have none: the same as of a client's.
+    pub client_address: Arc<dyn Fn(IpAddr) -> Option<String> + Send + Sync>,
+    /// Erases what is kept of bodies, everywhere in reach of this process. The error is for the log: some of it may
+    /// still be there, and the same request may be made again.
+    pub erase: Erase,
+    /// The sinks that this process serves, in the order of the settings.
+    pub sinks: Arc<dyn Fn() -> Vec<SinkStatus> + Send + Sync>,
 }
+
+/// Erases content: [`AdminOptions::erase`].
+pub type Erase = Arc<dyn Fn(EraseRequest) -> BoxFuture<'static, Result<Erased, String>> + Send + Sync>;
 
 /// Whether the process takes work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +102,9 @@ pub(crate) struct Admin {
     health: Arc<dyn Fn() -> BoxFuture<'static, Health> + Send + Sync>,
     applied: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
     catch_up: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
+    client_address: Arc<dyn Fn(IpAddr) -> Option<String> + Send + Sync>,
+    erase: Erase,
+    sinks: Arc<dyn Fn() -> Vec<SinkStatus> + Send + Sync>,
 }
 
 impl Admin {
@@ -96,6 +118,9 @@ impl Admin {
             health: options.health,
             catch_up: options.catch_up,
             applied: options.applied,
+            client_address: options.client_address,
+            erase: options.erase,
+            sinks: options.sinks,
         }
     }
 
@@ -125,7 +150,7 @@ mod tests {
     use axum::body::{Body, to_bytes};
     use futures::FutureExt;
     use http::{Request, header};
-    use llm_proxy_store::{NewProject, NewToken, RootKey};
+    use llm_proxy_store::{ContentPolicy, NewProject, NewToken, RootKey};
     use serde_json::Value;
     use tower::ServiceExt;
 
@@ -174,9 +199,17 @@ mod tests {
                     }
                     .boxed()
                 }),
+                client_address: Arc::new(|_| None),
+                erase: Arc::new(|_| std::future::ready(Ok(Erased::default())).boxed()),
+                sinks: Arc::new(Vec::new),
             },
         );
-        let new = NewProject { name: "one".to_owned(), is_active: true, provider_keys: Vec::new() };
+        let new = NewProject {
+            name: "one".to_owned(),
+            is_active: true,
+            content: ContentPolicy::default(),
+            provider_keys: Vec::new(),
+        };
         let project = store.create_project(new).await.unwrap().id;
         let mut tokens = Vec::new();
         for _ in 0..3 {

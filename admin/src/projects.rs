@@ -1,14 +1,17 @@
-//! Projects: a name, whether it may be used, and the provider keys behind its tokens. Keys go in and never come out.
+//! Projects: a name, whether it may be used, what it lets be kept of bodies, and the provider keys behind its tokens. Keys
+//! go in and never come out.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use http::StatusCode;
 use llm_proxy_core::secret::Secret;
-use llm_proxy_store::{NewProject, Paged, Project, ProjectChange, Revoked};
+use llm_proxy_store::{ContentChange, ContentPolicy, NewProject, Paged, Project, ProjectChange, Revoked};
 use serde::{Deserialize, Serialize};
 
 use crate::Admin;
+use crate::audit::{Caller, Deed};
 use crate::extract::{Bare, Id, Listing, Object, Sent, present};
 use crate::fields::{self, SentSecret};
 use crate::listing::{self, Created, List};
@@ -19,9 +22,17 @@ pub(crate) struct ProjectView {
     id: String,
     name: String,
     is_active: bool,
+    content: ContentView,
     provider_keys: Vec<ProviderKeyView>,
     created_at: String,
     updated_at: String,
+}
+
+#[derive(Serialize)]
+struct ContentView {
+    capture: &'static str,
+    max_bytes: u32,
+    retention_days: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -42,10 +53,18 @@ impl From<Project> for ProjectView {
             id: project.id,
             name: project.name,
             is_active: project.is_active,
+            content: project.content.into(),
             provider_keys: provider_keys.collect(),
             created_at: fields::timestamp(project.created_at_us),
             updated_at: fields::timestamp(project.updated_at_us),
         }
+    }
+}
+
+impl From<ContentPolicy> for ContentView {
+    fn from(content: ContentPolicy) -> Self {
+        let ContentPolicy { capture, max_bytes, retention_days } = content;
+        Self { capture: capture.name(), max_bytes, retention_days }
     }
 }
 
@@ -54,6 +73,13 @@ pub(crate) struct RevokedView {
     revoked_count: u64,
     already_revoked_count: u64,
     total_tokens: u64,
+}
+
+impl From<Revoked> for RevokedView {
+    fn from(revoked: Revoked) -> Self {
+        let Revoked { revoked_count, already_revoked_count, total_tokens } = revoked;
+        Self { revoked_count, already_revoked_count, total_tokens }
+    }
 }
 
 #[derive(Deserialize)]
@@ -69,6 +95,8 @@ pub(crate) struct CreateBody {
     name: String,
     #[serde(default, deserialize_with = "present")]
     is_active: Option<bool>,
+    #[serde(default, deserialize_with = "present")]
+    content: Option<Object<ContentBody>>,
     api_key: Option<SentSecret>,
     #[serde(default)]
     provider_keys: Vec<Object<ProviderKeyBody>>,
@@ -82,9 +110,22 @@ pub(crate) struct UpdateBody {
     #[serde(default, deserialize_with = "present")]
     is_active: Option<bool>,
     #[serde(default, deserialize_with = "present")]
+    content: Option<Object<ContentBody>>,
+    #[serde(default, deserialize_with = "present")]
     api_key: Option<Option<SentSecret>>,
     #[serde(default)]
     provider_keys: Vec<Object<ProviderKeyBody>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ContentBody {
+    #[serde(default, deserialize_with = "present")]
+    capture: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    max_bytes: Option<u64>,
+    #[serde(default, deserialize_with = "present")]
+    retention_days: Option<Option<u64>>,
 }
 
 #[derive(Deserialize)]
@@ -106,6 +147,7 @@ pub(crate) async fn list(
 
 pub(crate) async fn create(
     State(admin): State<Arc<Admin>>,
+    caller: Caller,
     Sent(body): Sent<CreateBody>,
 ) -> Result<Created<ProjectView>, Problem> {
     let name = fields::project_name(&body.name)?;
@@ -113,8 +155,9 @@ pub(crate) async fn create(
     if let Some(api) = keys.removed.first() {
         return Err(Problem::field(format!("`provider_keys`: a new project has no key of {api} to remove")));
     }
-    let new = NewProject { name, is_active: body.is_active.unwrap_or(true), provider_keys: keys.set };
-    let project = admin.store.create_project(new).await?;
+    let content = ContentPolicy::default().with(content_change(body.content)?);
+    let new = NewProject { name, is_active: body.is_active.unwrap_or(true), content, provider_keys: keys.set };
+    let project = admin.audited(caller, Deed("project.create", StatusCode::CREATED)).create_project(new).await?;
     Ok(Created { location: format!("/manage/projects/{}", project.id), body: project.into() })
 }
 
@@ -127,12 +170,16 @@ pub(crate) async fn read(State(admin): State<Arc<Admin>>, Id(id): Id, _: Bare) -
 pub(crate) async fn update(
     State(admin): State<Arc<Admin>>,
     Id(id): Id,
+    caller: Caller,
     Sent(body): Sent<UpdateBody>,
 ) -> Result<Json<ProjectView>, Problem> {
     let name = body.name.as_deref().map(fields::project_name).transpose()?;
     let keys = key_changes(&admin, body.api_key, body.provider_keys)?;
-    let change = ProjectChange { name, is_active: body.is_active, set_keys: keys.set, remove_keys: keys.removed };
-    let updated = admin.store.update_project(&id, change).await?.ok_or_else(Problem::project_not_found)?;
+    let content = content_change(body.content)?;
+    let change =
+        ProjectChange { name, is_active: body.is_active, content, set_keys: keys.set, remove_keys: keys.removed };
+    let store = admin.audited(caller, Deed("project.update", StatusCode::OK));
+    let updated = store.update_project(&id, change).await?.ok_or_else(Problem::project_not_found)?;
     admin.in_force().await?;
     Ok(Json(updated.into()))
 }
@@ -141,13 +188,25 @@ pub(crate) async fn update(
 pub(crate) async fn revoke_tokens(
     State(admin): State<Arc<Admin>>,
     Id(id): Id,
+    caller: Caller,
     _: Bare,
 ) -> Result<Json<RevokedView>, Problem> {
-    let revoked = admin.store.revoke_project_tokens(&id).await?;
-    let Revoked { revoked_count, already_revoked_count, total_tokens } =
-        revoked.ok_or_else(Problem::project_not_found)?;
+    let store = admin.audited(caller, Deed("project.revoke_tokens", StatusCode::OK));
+    let revoked = store.revoke_project_tokens(&id).await?.ok_or_else(Problem::project_not_found)?;
     admin.in_force().await?;
-    Ok(Json(RevokedView { revoked_count, already_revoked_count, total_tokens }))
+    Ok(Json(revoked.into()))
+}
+
+/// What a body says about content. What it does not say stays.
+fn content_change(content: Option<Object<ContentBody>>) -> Result<ContentChange, Problem> {
+    let Some(Object(ContentBody { capture, max_bytes, retention_days })) = content else {
+        return Ok(ContentChange::default());
+    };
+    Ok(ContentChange {
+        capture: capture.as_deref().map(fields::capture).transpose()?,
+        max_bytes: max_bytes.map(fields::capture_bytes).transpose()?,
+        retention_days: retention_days.map(|days| days.map(fields::retention_days).transpose()).transpose()?,
+    })
 }
 
 /// What a body says about provider keys: each API at most once, and known.

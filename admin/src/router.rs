@@ -8,7 +8,7 @@ use http::{Method, StatusCode, Uri};
 use llm_proxy_store::Store;
 
 use crate::problem::Problem;
-use crate::{Admin, AdminOptions, middleware, observe, projects, tokens, usage};
+use crate::{Admin, AdminOptions, content, middleware, observe, projects, sinks, tokens, usage};
 
 /// The admin plane as a service. Whatever is not one of `middleware::OPEN_PATHS` needs the management token, routes
 /// that do not exist too.
@@ -25,6 +25,8 @@ pub fn router(store: Store, options: AdminOptions) -> Router {
         .route("/manage/tokens", get(tokens::list).post(tokens::create))
         .route("/manage/tokens/{id}", get(tokens::read).patch(tokens::update).delete(tokens::revoke))
         .route("/manage/usage", get(usage::list))
+        .route("/manage/content/erase", post(content::erase))
+        .route("/manage/sinks", get(sinks::list))
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed);
     middleware::wrap(routes, &admin).with_state(admin)

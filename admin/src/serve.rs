@@ -6,16 +6,22 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
+use http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+use crate::audit::Peer;
 
 /// From the moment a connection waits for a request until its whole head is here. Bounds idle keep-alive as well.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -44,8 +50,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
         tokio::select! {
             () = &mut shutdown => break,
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(converse(stream, router.clone(), stopped.clone()));
+                Ok((stream, peer)) => {
+                    connections.spawn(converse(stream, peer.ip(), router.clone(), stopped.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "The admin listener could not accept a connection");
@@ -66,12 +72,17 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
 }
 
 /// One connection from its first byte to its last. `stopped` ends when the server stops.
-async fn converse(stream: TcpStream, router: Router, mut stopped: watch::Receiver<()>) {
+async fn converse(stream: TcpStream, peer: IpAddr, router: Router, mut stopped: watch::Receiver<()>) {
     // Without it small answers wait for the client's delayed acknowledgement. A socket that refuses is only slower.
     let _ = stream.set_nodelay(true);
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_BUFFER_BYTES);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        router.call(request)
+    });
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
         // A client that hangs up or speaks no HTTP is no event worth a line.
         _ = connection.as_mut() => return,

@@ -1,7 +1,7 @@
 //! Tokens: what they may do and for how long. The token itself is shown once, in the answer that makes it.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -10,6 +10,7 @@ use llm_proxy_store::{NewToken, Paged, Token, TokenChange};
 use serde::{Deserialize, Serialize};
 
 use crate::Admin;
+use crate::audit::{Caller, Deed};
 use crate::extract::{Bare, Id, Listing, Sent, present};
 use crate::fields::{self, MAX_DURATION_MINUTES, MAX_REQUESTS, MAX_REQUESTS_PER_MINUTE};
 use crate::listing::{self, Created, List};
@@ -109,9 +110,10 @@ pub(crate) async fn list(
 /// takes nothing from anybody.
 pub(crate) async fn create(
     State(admin): State<Arc<Admin>>,
+    caller: Caller,
     Sent(body): Sent<CreateBody>,
 ) -> Result<Created<CreatedView>, Problem> {
-    let minutes = fields::within("duration_minutes", body.duration_minutes, MAX_DURATION_MINUTES)?;
+    let minutes = fields::within("duration_minutes", body.duration_minutes, 1..=MAX_DURATION_MINUTES)?;
     let new = NewToken {
         project_id: body.project_id,
         expires_at_us: from_now(minutes),
@@ -119,7 +121,8 @@ pub(crate) async fn create(
         requests_per_minute: body.requests_per_minute.map(requests_per_minute).transpose()?,
         allowed_models: body.allowed_models.map(fields::allowed_models).transpose()?,
     };
-    let (token, shown_once) = admin.store.create_token(new).await?;
+    let store = admin.audited(caller, Deed("token.create", StatusCode::CREATED));
+    let (token, shown_once) = store.create_token(new).await?;
     let location = format!("/manage/tokens/{}", token.id);
     Ok(Created { location, body: CreatedView { token: shown_once.expose().to_owned(), view: token.into() } })
 }
@@ -134,6 +137,7 @@ pub(crate) async fn read(State(admin): State<Arc<Admin>>, Id(id): Id, _: Bare) -
 pub(crate) async fn update(
     State(admin): State<Arc<Admin>>,
     Id(id): Id,
+    caller: Caller,
     Sent(body): Sent<UpdateBody>,
 ) -> Result<Json<TokenView>, Problem> {
     let change = TokenChange {
@@ -146,15 +150,22 @@ pub(crate) async fn update(
         allowed_models: body.allowed_models.map(|list| list.map(fields::allowed_models).transpose()).transpose()?,
     };
     catch_up(&admin).await;
-    let updated = admin.store.update_token(&id, change).await?.ok_or_else(Problem::token_not_found)?;
+    let store = admin.audited(caller, Deed("token.update", StatusCode::OK));
+    let updated = store.update_token(&id, change).await?.ok_or_else(Problem::token_not_found)?;
     admin.in_force().await?;
     Ok(Json(updated.into()))
 }
 
 /// Revokes a token for good measure as often as asked: 204 for every token that exists, revoked before or not, and
 /// 404 for an id that never was one. The row stays, with its counts.
-pub(crate) async fn revoke(State(admin): State<Arc<Admin>>, Id(id): Id, _: Bare) -> Result<StatusCode, Problem> {
-    if !admin.store.revoke_token(&id).await? {
+pub(crate) async fn revoke(
+    State(admin): State<Arc<Admin>>,
+    Id(id): Id,
+    caller: Caller,
+    _: Bare,
+) -> Result<StatusCode, Problem> {
+    let store = admin.audited(caller, Deed("token.revoke", StatusCode::NO_CONTENT));
+    if !store.revoke_token(&id).await? {
         return Err(Problem::token_not_found());
     }
     admin.in_force().await?;
@@ -163,9 +174,8 @@ pub(crate) async fn revoke(State(admin): State<Arc<Admin>>, Id(id): Id, _: Bare)
 
 /// The moment so many minutes ahead, in microseconds since the epoch.
 fn from_now(minutes: u64) -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let then = now.saturating_add(Duration::from_secs(minutes.saturating_mul(60)));
-    i64::try_from(then.as_micros()).unwrap_or(i64::MAX)
+    let minutes = i64::try_from(minutes).unwrap_or(i64::MAX);
+    fields::now_us().saturating_add(minutes.saturating_mul(60_000_000))
 }
 
 /// Brings the counts in the store up to date.
@@ -176,11 +186,9 @@ pub(crate) async fn catch_up(admin: &Admin) {
 }
 
 fn max_requests(number: u64) -> Result<u64, Problem> {
-    fields::within("max_requests", number, MAX_REQUESTS)
+    fields::within("max_requests", number, 1..=MAX_REQUESTS)
 }
 
 fn requests_per_minute(number: u64) -> Result<u32, Problem> {
-    // The bound fits, so the conversion cannot fail after it.
-    let number = fields::within("requests_per_minute", number, MAX_REQUESTS_PER_MINUTE)?;
-    Ok(u32::try_from(number).unwrap_or(u32::MAX))
+    fields::within("requests_per_minute", number, 1..=MAX_REQUESTS_PER_MINUTE).map(fields::fits)
 }

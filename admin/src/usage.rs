@@ -1,7 +1,6 @@
 //! What was used: requests, tokens, cost and times, added up over a range and told apart as asked.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::State;
@@ -115,7 +114,7 @@ pub(crate) async fn list(
             "`cursor` goes with the `from` and `to` of the answer that it came with: send them too",
         ));
     }
-    let (from_us, to_us) = range(query.from.as_deref(), query.to.as_deref(), now_us())?;
+    let (from_us, to_us) = range(query.from.as_deref(), query.to.as_deref(), fields::now_us())?;
     let asked = UsageQuery {
         from_us,
         to_us,
@@ -243,11 +242,6 @@ fn usage(totals: &Totals) -> UsageView {
 fn times(histogram: &Histogram) -> TimesView {
     let quantile = |thousandths| histogram.quantile(thousandths).map(|us| us as f64 / 1_000.0);
     TimesView { requests: histogram.count(), p50: quantile(500), p95: quantile(950), p99: quantile(990) }
-}
-
-fn now_us() -> i64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -9,136 +9,18 @@
     reason = "a test may be blunt"
 )]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+mod common;
 
-use axum::Router;
-use axum::body::{Body, to_bytes};
-use futures::FutureExt;
-use http::{HeaderMap, Request, StatusCode, header};
-use llm_proxy_admin::{AdminOptions, Health, router};
-use llm_proxy_core::secret::Secret;
-use llm_proxy_store::{RootKey, Store};
+use std::sync::atomic::Ordering;
+
+use axum::body::Body;
+use http::{Request, StatusCode, header};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tower::ServiceExt;
 
-const CREDENTIAL: &str = "management-token-of-this-test";
-const PROVIDER_KEY: &str = "sk-live-provider-key-4711";
-const NO_SUCH_ID: &str = "01932f5e-0000-7000-8000-000000000000";
-
-/// An admin plane with a store of its own, one project that has a provider key, and one token.
-struct Plane {
-    router: Router,
-    store: Store,
-    project: String,
-    token: String,
-    shown_once: String,
-    is_draining: Arc<AtomicBool>,
-    catch_ups: Arc<AtomicU32>,
-    _folder: TempDir,
-}
-
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    text: String,
-}
-
-impl Answer {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.text).unwrap_or_default()
-    }
-
-    fn code(&self) -> String {
-        self.json().get("code").and_then(Value::as_str).unwrap_or_default().to_owned()
-    }
-
-    fn header(&self, name: header::HeaderName) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
-    }
-}
-
-impl Plane {
-    async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("store.sqlite").display());
-        let store = Store::open(&url, &RootKey::generate().unwrap()).await.unwrap();
-        let is_draining = Arc::new(AtomicBool::new(false));
-        let catch_ups = Arc::new(AtomicU32::new(0));
-        let (draining, counted) = (Arc::clone(&is_draining), Arc::clone(&catch_ups));
-        let options = AdminOptions {
-            management_token: Secret::new(CREDENTIAL),
-            known_apis: vec!["openai".to_owned(), "anthropic".to_owned()],
-            default_api: "openai".to_owned(),
-            render_metrics: Arc::new(|| "requests_total 1\n".to_owned()),
-            health: Arc::new(move || {
-                let draining = draining.load(Ordering::Relaxed);
-                let health = if draining { Health::NotReady("draining".to_owned()) } else { Health::Ready };
-                async move { health }.boxed()
-            }),
-            applied: Arc::new(|| std::future::ready(()).boxed()),
-            catch_up: Arc::new(move || {
-                counted.fetch_add(1, Ordering::Relaxed);
-                async {}.boxed()
-            }),
-        };
-        let router = router(store.clone(), options);
-        let mut plane = Self {
-            router,
-            store,
-            project: String::new(),
-            token: String::new(),
-            shown_once: String::new(),
-            is_draining,
-            catch_ups,
-            _folder: folder,
-        };
-        let project =
-            plane.send("POST", "/manage/projects", &json!({ "name": "first", "api_key": PROVIDER_KEY })).await;
-        assert_eq!(project.status, StatusCode::CREATED, "{}", project.text);
-        plane.project = project.json()["id"].as_str().unwrap().to_owned();
-        let body = json!({ "project_id": plane.project, "duration_minutes": 60 });
-        let token = plane.send("POST", "/manage/tokens", &body).await;
-        assert_eq!(token.status, StatusCode::CREATED, "{}", token.text);
-        plane.token = token.json()["id"].as_str().unwrap().to_owned();
-        plane.shown_once = token.json()["token"].as_str().unwrap().to_owned();
-        plane
-    }
-
-    async fn answer(&self, request: Request<Body>) -> Answer {
-        let response = self.router.clone().oneshot(request).await.unwrap();
-        let (head, body) = response.into_parts();
-        let body = to_bytes(body, usize::MAX).await.unwrap();
-        Answer { status: head.status, headers: head.headers, text: String::from_utf8(body.to_vec()).unwrap() }
-    }
-
-    /// A request with the right credential and this body, as JSON unless it is empty.
-    async fn raw(&self, method: &str, path: &str, body: &str) -> Answer {
-        let mut request = Request::builder().method(method).uri(path);
-        request = request.header(header::AUTHORIZATION, format!("Bearer {CREDENTIAL}"));
-        if !body.is_empty() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
-        }
-        self.answer(request.body(Body::from(body.to_owned())).unwrap()).await
-    }
-
-    async fn send(&self, method: &str, path: &str, body: &Value) -> Answer {
-        self.raw(method, path, &body.to_string()).await
-    }
-
-    async fn get(&self, path: &str) -> Answer {
-        self.raw("GET", path, "").await
-    }
-
-    /// The text with the ids of this plane put in.
-    fn fill(&self, text: &str) -> String {
-        text.replace("{project}", &self.project).replace("{token}", &self.token).replace("{none}", NO_SUCH_ID)
-    }
-}
+use common::{CREDENTIAL, PROVIDER_KEY, Plane};
 
 /// Every method of every route.
-const ROUTES: [(&str, &str); 15] = [
+const ROUTES: [(&str, &str); 17] = [
     ("GET", "/health"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
@@ -154,6 +36,8 @@ const ROUTES: [(&str, &str); 15] = [
     ("PATCH", "/manage/tokens/{token}"),
     ("DELETE", "/manage/tokens/{none}"),
     ("GET", "/manage/usage"),
+    ("POST", "/manage/content/erase"),
+    ("GET", "/manage/sinks"),
 ];
 
 #[tokio::test]
@@ -225,6 +109,11 @@ async fn every_answer_has_its_status_and_every_error_its_code() {
         ("POST", "/manage/projects", r#"{"name":" second "}"#, 409, "conflict"),
         ("POST", "/manage/projects", r#"{"name":"third","is_active":false,"api_key":null}"#, 201, ""),
         ("POST", "/manage/projects", r#"{"name":"fourth","provider_keys":[{"api":"anthropic","key":"k"}]}"#, 201, ""),
+        ("POST", "/manage/projects", r#"{"name":"fifth","content":{"retention_days":3650}}"#, 201, ""),
+        ("POST", "/manage/projects", r#"{"name":"x","content":null}"#, 400, "invalid_field"),
+        ("POST", "/manage/projects", r#"{"name":"x","content":"full"}"#, 400, "invalid_field"),
+        ("POST", "/manage/projects", r#"{"name":"x","content":{"capture":"all"}}"#, 400, "invalid_field"),
+        ("POST", "/manage/projects", r#"{"name":"x","content":{"days":1}}"#, 400, "invalid_field"),
         ("POST", "/manage/projects?dry_run=1", r#"{"name":"x"}"#, 400, "invalid_query"),
         ("POST", "/manage/projects", "", 415, "unsupported_body"),
         ("POST", "/manage/projects", "{", 400, "invalid_json"),
@@ -267,6 +156,13 @@ async fn every_answer_has_its_status_and_every_error_its_code() {
         ("PATCH", "/manage/projects/{project}", "{}", 200, ""),
         ("PATCH", "/manage/projects/{project}", r#"{"name":"second"}"#, 409, "conflict"),
         ("PATCH", "/manage/projects/{project}", r#"{"name":null}"#, 400, "invalid_field"),
+        ("PATCH", "/manage/projects/{project}", r#"{"content":{}}"#, 200, ""),
+        ("PATCH", "/manage/projects/{project}", r#"{"content":{"capture":null}}"#, 400, "invalid_field"),
+        ("PATCH", "/manage/projects/{project}", r#"{"content":{"max_bytes":1023}}"#, 400, "invalid_field"),
+        ("PATCH", "/manage/projects/{project}", r#"{"content":{"max_bytes":524289}}"#, 400, "invalid_field"),
+        ("PATCH", "/manage/projects/{project}", r#"{"content":{"max_bytes":null}}"#, 400, "invalid_field"),
+        ("PATCH", "/manage/projects/{project}", r#"{"content":{"retention_days":0}}"#, 400, "invalid_field"),
+        ("PATCH", "/manage/projects/{project}", r#"{"content":{"retention_days":3651}}"#, 400, "invalid_field"),
         ("PATCH", "/manage/projects/{none}", r#"{"name":"x"}"#, 404, "project_not_found"),
         ("DELETE", "/manage/projects/{project}", "", 405, "method_not_allowed"),
         ("PUT", "/manage/projects", "", 405, "method_not_allowed"),
@@ -319,6 +215,30 @@ async fn every_answer_has_its_status_and_every_error_its_code() {
         ("DELETE", "/manage/tokens/{token}?dry_run=1", "", 400, "invalid_query"),
         ("DELETE", "/manage/tokens/{token}", "", 204, ""),
         ("DELETE", "/manage/tokens/{token}", "", 204, ""),
+        // Content and sinks.
+        ("POST", "/manage/content/erase", r#"{"project_id":"{project}"}"#, 200, ""),
+        ("POST", "/manage/content/erase", r#"{"project_id":"{none}"}"#, 404, "project_not_found"),
+        ("POST", "/manage/content/erase?dry_run=1", r#"{"project_id":"{project}"}"#, 400, "invalid_query"),
+        ("POST", "/manage/content/erase", "", 415, "unsupported_body"),
+        ("POST", "/manage/content/erase", "{}", 400, "invalid_field"),
+        ("POST", "/manage/content/erase", r#"{"project":"{project}"}"#, 400, "invalid_field"),
+        (
+            "POST",
+            "/manage/content/erase",
+            r#"{"project_id":null,"before":"2026-11-21T10:00:00Z"}"#,
+            400,
+            "invalid_field",
+        ),
+        ("POST", "/manage/content/erase", r#"{"project_id":"{project}","before":null}"#, 400, "invalid_field"),
+        ("POST", "/manage/content/erase", r#"{"project_id":"{project}","event_ids":null}"#, 400, "invalid_field"),
+        ("POST", "/manage/content/erase", r#"{"before":"yesterday"}"#, 400, "invalid_field"),
+        ("POST", "/manage/content/erase", r#"{"before":"2026-11-21"}"#, 400, "invalid_field"),
+        ("POST", "/manage/content/erase", r#"{"event_ids":[]}"#, 400, "invalid_field"),
+        ("POST", "/manage/content/erase", r#"{"event_ids":["{none}","x"]}"#, 400, "invalid_field"),
+        ("GET", "/manage/content/erase", "", 405, "method_not_allowed"),
+        ("GET", "/manage/sinks", "", 200, ""),
+        ("GET", "/manage/sinks?limit=1", "", 400, "invalid_query"),
+        ("POST", "/manage/sinks", "{}", 405, "method_not_allowed"),
     ] {
         let answer = plane.raw(method, &plane.fill(path), &plane.fill(body)).await;
         let row = format!("{method} {path} {body}: {} {}", answer.status, answer.text);
@@ -411,7 +331,7 @@ async fn a_project_shows_everything_but_its_keys() {
     assert_eq!(project["is_active"], true);
     let mut fields: Vec<&String> = project.as_object().unwrap().keys().collect();
     fields.sort();
-    assert_eq!(fields, ["created_at", "id", "is_active", "name", "provider_keys", "updated_at"]);
+    assert_eq!(fields, ["content", "created_at", "id", "is_active", "name", "provider_keys", "updated_at"]);
     let mut keys: Vec<_> = project["provider_keys"].as_array().unwrap().clone();
     keys.sort_by_key(|key| key["api"].to_string());
     assert_eq!((&keys[0]["api"], &keys[0]["last4"]), (&json!("anthropic"), &json!("0815")));
@@ -513,7 +433,7 @@ async fn pages_hold_every_row_once() {
 #[tokio::test]
 async fn readiness_follows_the_process_and_the_store() {
     let plane = Plane::new().await;
-    plane.is_draining.store(true, Ordering::Relaxed);
+    plane.process.is_draining.store(true, Ordering::Relaxed);
     for path in ["/health", "/health/ready"] {
         let answer = plane.get(path).await;
         assert_eq!((answer.status, answer.code()), (StatusCode::SERVICE_UNAVAILABLE, "not_ready".to_owned()));
@@ -522,7 +442,7 @@ async fn readiness_follows_the_process_and_the_store() {
     }
     assert_eq!(plane.get("/health/live").await.status, StatusCode::OK);
 
-    plane.is_draining.store(false, Ordering::Relaxed);
+    plane.process.is_draining.store(false, Ordering::Relaxed);
     plane.store.close().await;
     assert_eq!(plane.get("/health/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
     let answer = plane.get("/manage/projects").await;
@@ -535,6 +455,6 @@ async fn counts_are_brought_up_to_date_before_tokens_or_usage_are_read() {
     let plane = Plane::new().await;
     for (read, path) in (1..).zip(["/manage/tokens", &format!("/manage/tokens/{}", plane.token), "/manage/usage"]) {
         plane.get(path).await;
-        assert_eq!(plane.catch_ups.load(Ordering::Relaxed), read, "{path}");
+        assert_eq!(plane.process.catch_ups.load(Ordering::Relaxed), read, "{path}");
     }
 }

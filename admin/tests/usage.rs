@@ -9,109 +9,50 @@
     reason = "a test may be blunt"
 )]
 
+mod common;
+
 use std::sync::Arc;
 
-use axum::Router;
-use axum::body::{Body, to_bytes};
 use futures::FutureExt;
-use futures::future::BoxFuture;
-use http::{Request, header};
-use llm_proxy_admin::{AdminOptions, Health, UsageCounter, router};
-use llm_proxy_core::secret::Secret;
+use llm_proxy_admin::UsageCounter;
 use llm_proxy_plugins::event::{Begin, Cost, Exchange, Outcome, Source, Times, Usage};
 use llm_proxy_plugins::journal::{Journal, Kind, Options};
-use llm_proxy_store::{DAY_US, HOUR_US, NewProject, NewToken, RootKey, Store, Stretch, TokenSum, Totals, UsageKey};
+use llm_proxy_store::{DAY_US, HOUR_US, Store, Stretch, TokenSum, Totals, UsageKey};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::runtime::Handle;
-use tower::ServiceExt;
 use uuid::Uuid;
 
-const CREDENTIAL: &str = "management-token-of-this-test";
-const NO_SUCH_ID: &str = "01932f5e-0000-7000-8000-000000000000";
+use common::{Plane, opened};
+
 /// 2026-11-21, midnight by UTC.
 const DAY: i64 = 1_795_219_200_000_000;
 
-/// An admin plane with a store of its own, one project and one token.
-struct Plane {
-    router: Router,
-    store: Store,
-    project: String,
-    token: String,
-    folder: TempDir,
+/// What is answered to a query.
+async fn asked(plane: &Plane, query: &str) -> (u16, Value) {
+    let answer = plane.get(&format!("/manage/usage{}", plane.fill(query))).await;
+    (answer.status.as_u16(), answer.json())
 }
 
-async fn opened() -> (Store, TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let url = format!("sqlite:{}", folder.path().join("store.sqlite").display());
-    (Store::open(&url, &RootKey::generate().unwrap()).await.unwrap(), folder)
+/// What a query in the day of these tests gives.
+async fn usage_of(plane: &Plane, query: &str) -> Value {
+    let (status, told) = asked(plane, &format!("?from=2026-11-21T00:00:00Z&to=2026-11-22T00:00:00Z{query}")).await;
+    assert_eq!(status, 200, "{query}: {told}");
+    told
 }
 
-impl Plane {
-    async fn new() -> Self {
-        let (store, folder) = opened().await;
-        Self::over(store, folder, Arc::new(|| async {}.boxed())).await
+fn key(plane: &Plane, hour: i64, model: &str) -> UsageKey {
+    UsageKey {
+        hour_us: DAY + hour * HOUR_US,
+        project_id: plane.project.clone(),
+        token_id: plane.token.clone(),
+        api: "openai".to_owned(),
+        model: model.to_owned(),
     }
+}
 
-    async fn over(
-        store: Store,
-        folder: TempDir,
-        catch_up: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
-    ) -> Self {
-        let options = AdminOptions {
-            management_token: Secret::new(CREDENTIAL),
-            known_apis: vec!["openai".to_owned()],
-            default_api: "openai".to_owned(),
-            render_metrics: Arc::new(String::new),
-            health: Arc::new(|| async { Health::Ready }.boxed()),
-            applied: Arc::new(|| async {}.boxed()),
-            catch_up,
-        };
-        let router = router(store.clone(), options);
-        let new = NewProject { name: "first".to_owned(), is_active: true, provider_keys: Vec::new() };
-        let project = store.create_project(new).await.unwrap().id;
-        let new = NewToken {
-            project_id: project.clone(),
-            expires_at_us: DAY,
-            max_requests: None,
-            requests_per_minute: None,
-            allowed_models: None,
-        };
-        let token = store.create_token(new).await.unwrap().0.id;
-        Self { router, store, project, token, folder }
-    }
-
-    async fn get(&self, query: &str) -> (u16, Value) {
-        let query = query.replace("{project}", &self.project).replace("{token}", &self.token);
-        let request = Request::get(format!("/manage/usage{}", query.replace("{none}", NO_SUCH_ID)));
-        let request = request.header(header::AUTHORIZATION, format!("Bearer {CREDENTIAL}")).body(Body::empty());
-        let response = self.router.clone().oneshot(request.unwrap()).await.unwrap();
-        let status = response.status().as_u16();
-        let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
-        (status, serde_json::from_slice(&body).unwrap())
-    }
-
-    /// What a query in the day of these tests gives.
-    async fn told(&self, query: &str) -> Value {
-        let (status, told) = self.get(&format!("?from=2026-11-21T00:00:00Z&to=2026-11-22T00:00:00Z{query}")).await;
-        assert_eq!(status, 200, "{query}: {told}");
-        told
-    }
-
-    fn key(&self, hour: i64, model: &str) -> UsageKey {
-        UsageKey {
-            hour_us: DAY + hour * HOUR_US,
-            project_id: self.project.clone(),
-            token_id: self.token.clone(),
-            api: "openai".to_owned(),
-            model: model.to_owned(),
-        }
-    }
-
-    async fn fill(&self, usage: Vec<(UsageKey, Totals)>) {
-        let stretch = Stretch { up_to_seq: 1, usage, ..Stretch::default() };
-        assert_eq!(self.store.count("journal", stretch).await.unwrap(), 1);
-    }
+async fn fill(plane: &Plane, usage: Vec<(UsageKey, Totals)>) {
+    let stretch = Stretch { up_to_seq: 1, usage, ..Stretch::default() };
+    assert_eq!(plane.store.count("journal", stretch).await.unwrap(), 1);
 }
 
 /// A priced stream that took so many milliseconds.
@@ -136,8 +77,8 @@ fn refused(count: u64) -> Totals {
 #[tokio::test]
 async fn an_item_has_every_sum_under_the_names_of_the_record() {
     let plane = Plane::new().await;
-    plane.fill(vec![(plane.key(10, "a"), finished(800)), (plane.key(10, "a"), refused(3))]).await;
-    let told = plane.told("&group_by=hour,project,token,api,model").await;
+    fill(&plane, vec![(key(&plane, 10, "a"), finished(800)), (key(&plane, 10, "a"), refused(3))]).await;
+    let told = usage_of(&plane, "&group_by=hour,project,token,api,model").await;
     let zero = json!({"reported": 0, "estimated": 0});
     let expected = json!({
         "hour": "2026-11-21T10:00:00.000000Z",
@@ -170,17 +111,19 @@ async fn an_item_has_every_sum_under_the_names_of_the_record() {
 #[tokio::test]
 async fn what_is_not_told_apart_is_added_up_and_what_is_not_known_is_null() {
     let plane = Plane::new().await;
-    let nobody = UsageKey { project_id: String::new(), token_id: String::new(), ..plane.key(23, "") };
-    plane
-        .fill(vec![
-            (plane.key(0, "a"), finished(10)),
-            (plane.key(0, "b"), finished(20)),
-            (plane.key(9, "a"), finished(30)),
+    let nobody = UsageKey { project_id: String::new(), token_id: String::new(), ..key(&plane, 23, "") };
+    fill(
+        &plane,
+        vec![
+            (key(&plane, 0, "a"), finished(10)),
+            (key(&plane, 0, "b"), finished(20)),
+            (key(&plane, 9, "a"), finished(30)),
             (nobody, refused(90)),
-            (plane.key(24, "a"), finished(40)),
-            (plane.key(-1, "a"), finished(50)),
-        ])
-        .await;
+            (key(&plane, 24, "a"), finished(40)),
+            (key(&plane, -1, "a"), finished(50)),
+        ],
+    )
+    .await;
     let day = "2026-11-21T00:00:00.000000Z";
     for (query, expected) in [
         ("", json!([[93, "0.000036"]])),
@@ -199,7 +142,7 @@ async fn what_is_not_told_apart_is_added_up_and_what_is_not_known_is_null() {
             json!([[day, "openai", 1, "0.000012"], ["2026-11-21T09:00:00.000000Z", "openai", 1, "0.000012"]]),
         ),
     ] {
-        let told = plane.told(query).await;
+        let told = usage_of(&plane, query).await;
         let line = |item: &Value| {
             let names = ["hour", "day", "project_id", "token_id", "api", "model", "requests"];
             let mut line: Vec<_> = names.iter().filter_map(|name| item.get(name)).cloned().collect();
@@ -209,7 +152,7 @@ async fn what_is_not_told_apart_is_added_up_and_what_is_not_known_is_null() {
         let lines: Vec<_> = told["data"].as_array().unwrap().iter().map(line).collect();
         assert_eq!(json!(lines), expected, "{query}");
     }
-    let whole = plane.told("").await;
+    let whole = usage_of(&plane, "").await;
     assert_eq!(whole["data"][0]["latency_ms"]["requests"], 3);
 }
 
@@ -241,7 +184,7 @@ async fn what_cannot_be_meant_is_refused_with_its_name() {
         ("?cursor=", 200, "", ""),
         ("", 200, "", ""),
     ] {
-        let (answered, told) = plane.get(query).await;
+        let (answered, told) = asked(&plane, query).await;
         let (code_told, detail) =
             (told["code"].as_str().unwrap_or_default(), told["detail"].as_str().unwrap_or_default());
         assert_eq!((answered, code_told), (status, code), "{query}: {told}");
@@ -252,13 +195,13 @@ async fn what_cannot_be_meant_is_refused_with_its_name() {
 #[tokio::test]
 async fn pages_hold_every_item_once() {
     let plane = Plane::new().await;
-    let usage = (0..23).map(|number| (plane.key(number % 4, &format!("m{number}")), finished(1))).collect();
-    plane.fill(usage).await;
+    let usage = (0..23).map(|number| (key(&plane, number % 4, &format!("m{number}")), finished(1))).collect();
+    fill(&plane, usage).await;
     for group_by in ["model", "hour,model", "day,project,token,api,model"] {
-        let whole = plane.told(&format!("&group_by={group_by}")).await;
+        let whole = usage_of(&plane, &format!("&group_by={group_by}")).await;
         let (mut items, mut cursor) = (Vec::new(), String::new());
         loop {
-            let page = plane.told(&format!("&group_by={group_by}&limit=5&cursor={cursor}")).await;
+            let page = usage_of(&plane, &format!("&group_by={group_by}&limit=5&cursor={cursor}")).await;
             assert!(page["data"].as_array().unwrap().len() <= 5);
             items.extend(page["data"].as_array().unwrap().clone());
             match page["next_cursor"].as_str() {
@@ -268,7 +211,7 @@ async fn pages_hold_every_item_once() {
         }
         assert_eq!((items.len(), json!(items)), (23, whole["data"].clone()), "{group_by}");
         let other = format!("?from=2026-11-21T00:00:00Z&to=2026-11-22T00:00:00Z&group_by=token&cursor={cursor}");
-        assert_eq!(plane.get(&other).await.0, 400, "a cursor of another grouping");
+        assert_eq!(asked(&plane, &other).await.0, 400, "a cursor of another grouping");
     }
 }
 
@@ -309,10 +252,10 @@ async fn what_the_journal_says_is_told_at_once_and_once() {
         let asker = asker.clone();
         async move { asker.catch_up().await }.boxed()
     });
-    let plane = Plane::over(store, folder, catch_up).await;
+    let plane = Plane::counting(store, folder, catch_up).await;
     for number in 1..=3_u64 {
         append(&journal, &plane.project, &plane.token, number.into());
-        let told = plane.told("&group_by=token,hour").await;
+        let told = usage_of(&plane, "&group_by=token,hour").await;
         let item = &told["data"][0];
         assert_eq!(
             (&item["requests"], &item["hour"]),
@@ -328,7 +271,7 @@ async fn what_the_journal_says_is_told_at_once_and_once() {
     // Another start reads on, and finds nothing that is not counted.
     let again = start(journal.clone(), plane.store.clone()).await;
     again.asker().catch_up().await;
-    assert_eq!(plane.told("").await["data"][0]["requests"], 3);
+    assert_eq!(usage_of(&plane, "").await["data"][0]["requests"], 3);
     for counter in [counter, again] {
         tokio::task::spawn_blocking(move || counter.stop()).await.unwrap();
     }

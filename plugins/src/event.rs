@@ -3,6 +3,10 @@
 //! The schema is protobuf because it lives for years on disks and in queues: fields are numbered, an old reader skips
 //! what it does not know. Closed sets are enums there, so that the request path writes a number instead of allocating
 //! a name; sinks that speak JSON get the names.
+//!
+//! Decoding drops the fields that this version does not know. So whoever carries an event on, to a queue, a file of
+//! dead letters, another process, carries the bytes it came as ([`crate::dispatcher::Event::payload`]) and never
+//! encodes it anew: what a later version wrote into it is then still there for a reader that knows it.
 
 mod begin_key;
 mod end_key;
@@ -11,9 +15,13 @@ mod wire;
 
 use std::fmt;
 
+use uuid::Uuid;
+
 pub use begin_key::BeginKey;
 pub use end_key::{EndKey, TOKEN_CLASSES};
-pub use generated::{Begin, Cost, EventType, Exchange, Outcome, Source, Times, Usage};
+pub use generated::{
+    AdminAction, Begin, Body, CapturePolicy, Content, Cost, EventType, Exchange, Outcome, Source, Times, Usage,
+};
 pub use json::{append_json_line, to_json_line};
 /// Encoding and decoding of the message types.
 pub use prost::Message;
@@ -88,7 +96,66 @@ impl EventType {
     }
 }
 
+impl CapturePolicy {
+    /// All policies, from the one that keeps least.
+    pub const ALL: [Self; 4] = [Self::None, Self::Metadata, Self::Redacted, Self::Full];
+
+    /// The name used in records, settings and the management API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Metadata => "metadata",
+            Self::Redacted => "redacted",
+            Self::Full => "full",
+        }
+    }
+
+    /// The policy of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name)
+    }
+}
+
+impl fmt::Display for CapturePolicy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
 impl Exchange {
+    /// The record of what an administrator did, under an id of its own. `time_us` is when, in microseconds since the
+    /// Unix epoch; `project_id` and `token_id` are what it was done to, or belongs to. The rest is of the request that
+    /// asked for it: `status` as it was answered, `endpoint` as a template.
+    #[allow(clippy::too_many_arguments, reason = "a record has many fields, and one place makes this one")]
+    pub fn of_admin(
+        id: Uuid,
+        time_us: i64,
+        action: AdminAction,
+        project_id: Option<String>,
+        token_id: Option<String>,
+        client_address: Option<String>,
+        status: u16,
+        method: &str,
+        endpoint: &str,
+    ) -> Self {
+        Self {
+            id: id.to_string(),
+            r#type: EventType::Admin.into(),
+            schema: SCHEMA,
+            project_id,
+            token_id,
+            endpoint: Some(endpoint.to_owned()),
+            method: Some(method.to_owned()),
+            status: Some(status.into()),
+            outcome: Outcome::Finished.into(),
+            times: Some(Times { received_us: Some(time_us), ..Times::default() }),
+            count: 1,
+            client_address,
+            admin: Some(action),
+            ..Self::default()
+        }
+    }
+
     /// What is known of an exchange when only its begin is: the outcome is [`Outcome::Unknown`], the reason
     /// [`REASON_CRASHED`].
     pub fn found_unended(begin: Begin) -> Self {
@@ -158,6 +225,67 @@ mod tests {
         assert_eq!(exchange.attempt, None);
         assert_eq!(exchange.times.unwrap().received_us, Some(7));
         assert_eq!(exchange.count, 1);
+    }
+
+    #[test]
+    fn what_an_administrator_did_is_an_event_of_its_own_type() {
+        let action = AdminAction {
+            action: "token.create".to_owned(),
+            actor: "management_token".to_owned(),
+            resource: "token".to_owned(),
+            resource_id: Some("t1".to_owned()),
+            after_json: Some(b"{}".to_vec()),
+            ..AdminAction::default()
+        };
+        let some = |text: &str| Some(text.to_owned());
+        let (project, token) = (some("p1"), some("t1"));
+        let id = Uuid::from_u128(7);
+        let event = Exchange::of_admin(
+            id,
+            42,
+            action.clone(),
+            project,
+            token,
+            some("192.0.2.7"),
+            201,
+            "POST",
+            "/manage/tokens",
+        );
+        let decoded = Exchange::decode(event.encode_to_vec().as_slice()).unwrap();
+        assert_eq!(decoded, event);
+        assert_eq!((decoded.r#type(), decoded.outcome()), (EventType::Admin, Outcome::Finished));
+        assert_eq!((decoded.id, decoded.schema, decoded.count), (id.to_string(), SCHEMA, 1));
+        assert_eq!((decoded.project_id.as_deref(), decoded.token_id.as_deref()), (Some("p1"), Some("t1")));
+        assert_eq!((decoded.method.as_deref(), decoded.endpoint.as_deref()), (Some("POST"), Some("/manage/tokens")));
+        assert_eq!((decoded.status, decoded.client_address.as_deref()), (Some(201), Some("192.0.2.7")));
+        assert_eq!(decoded.times.unwrap().received_us, Some(42));
+        assert_eq!(decoded.admin, Some(action));
+        // Nothing of an exchange.
+        assert_eq!((decoded.api, decoded.usage, decoded.content, decoded.attempt), (None, None, None, None));
+    }
+
+    #[test]
+    fn an_event_of_a_later_version_is_read_as_far_as_it_is_known() {
+        let body = Body { bytes: 5, text: Some("hello".to_owned()), ..Body::default() };
+        let content = Content { policy: CapturePolicy::Full.into(), request: Some(body), response: None };
+        let known = Exchange { id: "an-id".to_owned(), content: Some(content), ..Exchange::default() };
+        // Field 900, a text, at the end of the message; field 29 once more, with a field 900 in it, which is merged.
+        let later = [known.encode_to_vec().as_slice(), b"\xa2\x38\x03new", b"\xea\x01\x06\xa2\x38\x03new"].concat();
+        assert_eq!(Exchange::decode(later.as_slice()).unwrap(), known);
+    }
+
+    #[test]
+    fn every_policy_has_its_own_name_and_is_found_by_it() {
+        for policy in CapturePolicy::ALL {
+            assert_eq!(CapturePolicy::from_name(policy.name()), Some(policy));
+        }
+        assert_eq!(CapturePolicy::ALL.map(CapturePolicy::name), ["none", "metadata", "redacted", "full"]);
+        for name in ["", "Full", "all"] {
+            assert_eq!(CapturePolicy::from_name(name), None, "{name:?}");
+        }
+        // What a project has that says nothing, and what an unknown number is read as: no content.
+        assert_eq!(CapturePolicy::default(), CapturePolicy::Metadata);
+        assert_eq!(Content { policy: 99, ..Content::default() }.policy(), CapturePolicy::Metadata);
     }
 
     #[test]

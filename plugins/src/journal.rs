@@ -1,137 +1,76 @@
 //! The journal: an append-only log on local disk of what exchanges did, and the only way from the data plane to sinks
 //! and counters.
 //!
-//! An append is one `write(2)` under a short lock, by the task that carries the exchange. On return the record is in
-//! the page cache, where it survives `kill -9` of this process; a power cut can take what was written within the last
+//! An append is one write under a short lock, by the task that carries the exchange. On return the record is in the
+//! page cache, where it survives `kill -9` of this process; a power cut can take what was written within the last
 //! [`Options::sync_every`]. No append waits for a sync. Consumers poll [`Journal::position`] on a beat of their own,
 //! since waking them for every event would cost each exchange a system call.
 //!
+//! That is [`Mode::Durable`]. In [`Mode::Strict`] the data plane also waits, by [`Journal::on_disk`], until the begin of
+//! an exchange would survive a power cut. In [`Mode::Lossy`] an append only encodes the record into memory, and a thread
+//! writes what has gathered there: a crash takes what waits, and no request makes a system call for its record.
+//!
+//! Where there is no room for a record, it is written without the bodies that were captured, and dropped only if even
+//! that does not fit. One that is larger than a record may be gives up its bodies too, so that no event is an error for
+//! being large. Both are counted.
+//!
 //! One process at a time holds a folder. Opening it repairs what a crash left: a torn tail is cut, damaged records are
 //! passed over and counted, and every exchange begun but not ended gets an end with the outcome `unknown`.
+//!
+//! All of it stands on a small table of calls, `disk.rs`, so that tests put a disk below it that loses its power at any
+//! call, or fails at any.
 
+mod bound;
+mod disk;
+mod error;
+mod feed;
+mod follow;
+mod options;
 mod reader;
 mod record;
 mod recovery;
+mod rewrite;
+mod ring;
 mod segment;
+mod strip;
 mod sync;
 mod writer;
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+#[cfg(test)]
+mod io_faults;
+#[cfg(test)]
+mod power_cut;
+#[cfg(test)]
+mod simulated;
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, Thread};
-use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use uuid::Uuid;
 
+pub use error::JournalError;
+pub use feed::Feed;
+pub use follow::Follower;
+pub use options::{Mode, Options, Recovered, Stats};
 pub use reader::Reader;
 pub use record::{Kind, MAX_PAYLOAD_BYTES, Record, RecordRef};
+pub(crate) use rewrite::{Rewritten, note_erasure, sweep};
 
 use crate::event::{Begin, Exchange, Message};
+use disk::{Disk, LocalDisk};
 use recovery::Unended;
-use writer::Writer;
+use ring::Ring;
+use sync::Progress;
+use writer::{Folder, Writer};
 
 const LOCK_FILE: &str = "journal.lock";
-
-/// How a journal is written.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// A segment that has reached this size is followed by a new one. 64 MiB.
-    pub segment_bytes: u64,
-    /// Longest time that a record stays unsynced. 50 ms.
-    pub sync_every: Duration,
-    /// Unsynced bytes that call for a sync before that. 1 MiB.
-    pub sync_bytes: u64,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { segment_bytes: 64 << 20, sync_every: Duration::from_millis(50), sync_bytes: 1 << 20 }
-    }
-}
-
-/// What opening a journal found and repaired.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Recovered {
-    /// Bytes cut from the end of the last segment: a record that a crash interrupted.
-    pub torn_bytes: u64,
-    /// Records lost to damage before the end, by the gap in their numbers.
-    pub bad_records: u64,
-    /// Exchanges found begun and not ended, and ended now as `unknown`.
-    pub unknown_exchanges: u64,
-    /// The number of the last record, those ends included; 0 in a new journal.
-    pub last_seq: u64,
-}
-
-/// The state of a journal, for metrics and health.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stats {
-    /// Records appended since the journal was opened.
-    pub written: u64,
-    /// Bytes of these.
-    pub written_bytes: u64,
-    /// Records that could not be appended since the journal was opened: full disk, too large, closed.
-    pub dropped: u64,
-    /// Segment files now.
-    pub segments: u64,
-    /// As [`Recovered::bad_records`].
-    pub bad_records: u64,
-    /// Syncs that failed since the journal was opened.
-    pub sync_failures: u64,
-    /// Records appended and not yet known to be on disk.
-    pub unsynced: u64,
-}
-
-/// Why the journal did not do what it was asked to.
-#[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// The operating system refused; for an append the record is not in the journal.
-    #[error("cannot {action} {path}: {source}")]
-    Io {
-        /// What was tried, as a verb.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The payload exceeds [`MAX_PAYLOAD_BYTES`].
-    #[error("a record of {payload_bytes} bytes exceeds the limit of {limit}", limit = MAX_PAYLOAD_BYTES)]
-    TooLarge {
-        /// Its size.
-        payload_bytes: usize,
-    },
-    /// Another process, or another part of this one, has the folder open.
-    #[error("the journal {dir} is in use by process {holder}")]
-    InUse {
-        /// The folder.
-        dir: PathBuf,
-        /// Its process id as it left it in the lock file, or `unknown`.
-        holder: String,
-    },
-    /// A later version of this program wrote the journal.
-    #[error("{path} has format version {version}, this program reads {known}", known = segment::VERSION)]
-    Version {
-        /// The segment.
-        path: PathBuf,
-        /// Its version.
-        version: u32,
-    },
-    /// The journal was closed.
-    #[error("the journal is closed")]
-    Closed,
-}
-
-impl JournalError {
-    fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
-        let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
-    }
-}
 
 /// An open journal. Clones share it; the last one to go syncs and closes it.
 #[derive(Clone)]
@@ -141,24 +80,38 @@ pub struct Journal {
 
 struct Inner {
     shared: Arc<Shared>,
-    syncer: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// What appenders, readers and the syncing thread share.
+/// What appenders, readers and the journal's threads share.
 struct Shared {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
     id: String,
+    mode: Mode,
     sync_bytes: u64,
+    max_bytes: Option<u64>,
     bad_records: u64,
     writer: Mutex<Writer>,
-    /// The last record appended. Stored after its bytes are in the file.
+    /// In `lossy`, what waits to be written.
+    ring: Option<Ring>,
+    /// The last record in the files. Stored after its bytes are there.
     position: AtomicU64,
     /// The last record known to be on disk.
     synced: AtomicU64,
+    /// The same, for those who wait.
+    progress: watch::Sender<Progress>,
     sync_failures: AtomicU64,
+    sync_error: Mutex<Option<String>>,
     sync_turn: Mutex<()>,
+    /// Held by whoever deletes segments or puts others in their places.
+    removal_turn: Mutex<()>,
+    /// The last record that every consumer had passed when segments were released.
+    released: AtomicU64,
     syncing_thread: OnceLock<Thread>,
+    writing_thread: OnceLock<Thread>,
     stop: AtomicBool,
+    finished: AtomicBool,
     lock: File,
 }
 
@@ -169,60 +122,95 @@ impl Journal {
     /// # Errors
     /// [`JournalError::InUse`], [`JournalError::Version`], and [`JournalError::Io`] with the file it concerns.
     pub fn open(dir: &Path, options: Options) -> Result<(Self, Recovered), JournalError> {
+        let is_new = !dir.exists();
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(JournalError::at("create", dir))?;
+        if is_new && let Some(parent) = dir.parent() {
+            // Else a power cut could take the folder, with all that was synced in it.
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            LocalDisk.sync_folder(parent).map_err(JournalError::at("sync", parent))?;
+        }
         let lock = lock(dir)?;
-        let found = recovery::survey(dir)?;
-        let journal_id = found.journal.unwrap_or_else(Uuid::new_v4);
-        let last_seq = found.recovered.last_seq;
-        let next_seq = last_seq.saturating_add(1);
-        let writer = match found.resume_at {
-            Some(offset) => Writer::resume(dir, journal_id, options.segment_bytes, found.segments, offset, next_seq)?,
-            None => Writer::begin(dir, journal_id, options.segment_bytes, found.segments, next_seq)?,
-        };
-        let shared = Arc::new(Shared {
-            dir: dir.to_owned(),
-            id: journal_id.to_string(),
-            sync_bytes: options.sync_bytes,
-            bad_records: found.recovered.bad_records,
-            writer: Mutex::new(writer),
-            position: AtomicU64::new(last_seq),
-            // Nobody knows how much of what was found had reached the disk: the first sync covers it all.
-            synced: AtomicU64::new(0),
-            sync_failures: AtomicU64::new(0),
-            sync_turn: Mutex::new(()),
-            syncing_thread: OnceLock::new(),
-            stop: AtomicBool::new(false),
-            lock,
-        });
-        let syncer = {
-            let shared = Arc::clone(&shared);
-            let named = thread::Builder::new().name("journal-sync".to_owned());
-            named.spawn(move || sync::run(&shared, options.sync_every)).map_err(JournalError::at("sync", dir))?
-        };
-        // Set once, here.
-        let _ = shared.syncing_thread.set(syncer.thread().clone());
-        let journal = Self { inner: Arc::new(Inner { shared, syncer: Mutex::new(Some(syncer)) }) };
-        let mut recovered = found.recovered;
-        recovered.unknown_exchanges = journal.end_unended(found.unended);
-        recovered.last_seq = journal.position();
+        let (journal, recovered) = Self::assemble(Arc::new(LocalDisk), lock, dir, options)?;
+        journal.start(options)?;
         Ok((journal, recovered))
     }
 
-    /// Gives every exchange that a crash left without its end one. Where the disk is full, the rest is left to the
-    /// next start: their begins are still there.
-    fn end_unended(&self, unended: Vec<Unended>) -> u64 {
-        let mut ended: u64 = 0;
-        for begun in unended {
-            let begin = Begin::decode(begun.payload.as_slice()).unwrap_or_default();
-            let mut exchange = Exchange::found_unended(begin);
-            exchange.id = begun.event_id.to_string();
-            // The time of the begin: when the exchange ended, nobody knows.
-            if self.append_message(Kind::End, begun.event_id, begun.time_us, &exchange).is_err() {
-                break;
-            }
-            ended = ended.saturating_add(1);
+    /// A journal without its threads.
+    fn assemble(
+        disk: Arc<dyn Disk>,
+        lock: File,
+        dir: &Path,
+        options: Options,
+    ) -> Result<(Self, Recovered), JournalError> {
+        let found = recovery::survey(&*disk, dir)?;
+        let journal_id = found.journal.unwrap_or_else(Uuid::new_v4);
+        let mut recovered = found.recovered;
+        let next_seq = recovered.last_seq.saturating_add(1);
+        let folder = Folder {
+            disk: Arc::clone(&disk),
+            dir: dir.to_owned(),
+            journal: journal_id,
+            segment_bytes: options.segment_bytes,
+        };
+        let mut writer = match found.resume_at {
+            Some(offset) => Writer::resume(folder, found.segments, offset, next_seq)?,
+            None => Writer::begin(folder, found.segments, next_seq)?,
+        };
+        recovered.unknown_exchanges = end_unended(&mut writer, found.unended);
+        recovered.last_seq = writer.last_seq();
+        let shared = Arc::new(Shared {
+            disk,
+            dir: dir.to_owned(),
+            id: journal_id.to_string(),
+            mode: options.mode,
+            sync_bytes: options.sync_bytes,
+            max_bytes: options.max_bytes,
+            bad_records: recovered.bad_records,
+            ring: (options.mode == Mode::Lossy).then(|| Ring::new(recovered.last_seq.saturating_add(1))),
+            writer: Mutex::new(writer),
+            position: AtomicU64::new(recovered.last_seq),
+            // Nobody knows how much of what was found had reached the disk: the first sync covers it all.
+            synced: AtomicU64::new(0),
+            progress: watch::Sender::default(),
+            sync_failures: AtomicU64::new(0),
+            sync_error: Mutex::new(None),
+            sync_turn: Mutex::new(()),
+            removal_turn: Mutex::new(()),
+            released: AtomicU64::new(0),
+            syncing_thread: OnceLock::new(),
+            writing_thread: OnceLock::new(),
+            stop: AtomicBool::new(false),
+            finished: AtomicBool::new(false),
+            lock,
+        });
+        Ok((Self { inner: Arc::new(Inner { shared, threads: Mutex::default() }) }, recovered))
+    }
+
+    /// Starts the journal's threads.
+    fn start(&self, options: Options) -> Result<(), JournalError> {
+        let shared = &self.inner.shared;
+        let every = options.sync_every;
+        let syncing = Arc::clone(shared);
+        self.spawn("journal-sync", &shared.syncing_thread, move || sync::run(&syncing, every))?;
+        if shared.ring.is_some() {
+            let writing = Arc::clone(shared);
+            self.spawn("journal-write", &shared.writing_thread, move || ring::run(&writing))?;
         }
-        ended
+        Ok(())
+    }
+
+    fn spawn(
+        &self,
+        name: &str,
+        known_as: &OnceLock<Thread>,
+        run: impl FnOnce() + Send + 'static,
+    ) -> Result<(), JournalError> {
+        let spawned = thread::Builder::new().name(name.to_owned()).spawn(run);
+        let spawned = spawned.map_err(JournalError::at("start a thread for", &self.inner.shared.dir))?;
+        // Set once, here.
+        let _ = known_as.set(spawned.thread().clone());
+        self.inner.threads.lock().push(spawned);
+        Ok(())
     }
 
     /// The journal's own random id. A cursor belongs to one journal, and this says to which.
@@ -230,11 +218,19 @@ impl Journal {
         &self.inner.shared.id
     }
 
-    /// Appends one record and returns its number. On return it is in the page cache.
+    /// How it is written.
+    pub fn mode(&self) -> Mode {
+        self.inner.shared.mode
+    }
+
+    /// Appends one record and returns its number. On return it is in the page cache; in [`Mode::Lossy`], in memory.
+    ///
+    /// The event of an exchange or of an administrator that is larger than a record may be is cut down to it. One for
+    /// which there is no room on the disk is written without its captured bodies. [`Stats::stripped`] counts both.
     ///
     /// # Errors
-    /// [`JournalError::Io`], [`JournalError::TooLarge`], [`JournalError::Closed`]: the record is not in the journal,
-    /// and is counted in [`Stats::dropped`].
+    /// [`JournalError::Io`], [`JournalError::MemoryFull`], [`JournalError::TooLarge`] (for what is no event),
+    /// [`JournalError::Closed`]: the record is not in the journal, and is counted in [`Stats::dropped`].
     pub fn append(&self, kind: Kind, event_id: Uuid, time_us: i64, payload: &[u8]) -> Result<u64, JournalError> {
         self.append_with(kind, event_id, time_us, payload.len(), |buffer| buffer.extend_from_slice(payload))
     }
@@ -265,20 +261,15 @@ impl Journal {
         write_payload: impl FnOnce(&mut Vec<u8>),
     ) -> Result<u64, JournalError> {
         let shared = &*self.inner.shared;
-        let mut writer = shared.writer.lock();
-        let owed_before = writer.owed_bytes();
-        let seq = writer.append(kind, event_id, time_us, payload_bytes, write_payload)?;
-        shared.position.store(seq, Ordering::Release);
-        let owed_bytes = writer.owed_bytes();
-        drop(writer);
-        let crossed = owed_before < shared.sync_bytes && owed_bytes >= shared.sync_bytes;
-        if crossed && let Some(thread) = shared.syncing_thread.get() {
-            thread.unpark();
+        if payload_bytes > MAX_PAYLOAD_BYTES {
+            let mut payload = Vec::with_capacity(payload_bytes);
+            write_payload(&mut payload);
+            return shared.append_cut_down(kind, event_id, time_us, &payload);
         }
-        Ok(seq)
+        shared.append(kind, event_id, time_us, payload_bytes, write_payload)
     }
 
-    /// The number of the last record appended; 0 if there was none yet.
+    /// The number of the last record that can be read; 0 if there was none yet.
     pub fn position(&self) -> u64 {
         self.inner.shared.position()
     }
@@ -288,12 +279,23 @@ impl Journal {
         Reader::new(Arc::clone(&self.inner.shared), after_seq)
     }
 
-    /// Brings every record appended so far to disk, and waits for it.
+    /// Waits until record `seq`, which was appended before, is on disk, and has it brought there at once. Cancel safe.
+    /// Needs no runtime, and blocks no thread.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]: the last sync failed, this one or, while the disk fails, an earlier one. The record may
+    /// not be there, and comes there yet if the disk recovers. [`JournalError::Closed`]: the journal was closed first.
+    pub async fn on_disk(&self, seq: u64) -> Result<(), JournalError> {
+        self.inner.shared.on_disk(seq).await
+    }
+
+    /// Brings every record appended so far to disk, and waits for it, blocking the thread.
     ///
     /// # Errors
     /// [`JournalError::Io`]: they may not all be there.
     pub fn sync(&self) -> Result<(), JournalError> {
-        self.inner.shared.sync_now().map_err(JournalError::at("sync", &self.inner.shared.dir))
+        self.inner.shared.write_out()?;
+        self.inner.shared.sync_now()
     }
 
     /// As [`Self::sync`], unless record `seq` is known to be on disk already.
@@ -304,7 +306,7 @@ impl Journal {
     /// # Errors
     /// As [`Self::sync`].
     pub fn sync_through(&self, seq: u64) -> Result<(), JournalError> {
-        if self.inner.shared.synced.load(Ordering::Acquire) >= seq { Ok(()) } else { self.sync() }
+        if self.inner.shared.synced() >= seq { Ok(()) } else { self.sync() }
     }
 
     /// Deletes the segments whose records all have numbers up to `seq`, the newest two excepted, and returns how many.
@@ -313,62 +315,97 @@ impl Journal {
     /// exchange that still runs: a deleted begin could not tell of its exchange after a crash.
     ///
     /// # Errors
-    /// [`JournalError::Io`]: a file is still there. The next start finds it again.
+    /// [`JournalError::Io`]: a file is still there. The next call tries again.
     pub fn release(&self, seq: u64) -> Result<usize, JournalError> {
-        let shared = &*self.inner.shared;
-        let released = shared.writer.lock().release(seq);
-        for first_seq in &released {
-            let path = segment::path(&shared.dir, *first_seq);
-            fs::remove_file(&path).map_err(JournalError::at("remove", &path))?;
-        }
-        Ok(released.len())
+        self.inner.shared.release(seq)
     }
 
     /// Figures for metrics and health.
     pub fn stats(&self) -> Stats {
-        let shared = &*self.inner.shared;
-        let writer = shared.writer.lock();
-        Stats {
-            written: writer.counts.written,
-            written_bytes: writer.counts.written_bytes,
-            dropped: writer.counts.dropped,
-            segments: writer.segments().len() as u64,
-            bad_records: shared.bad_records,
-            sync_failures: shared.sync_failures.load(Ordering::Relaxed),
-            unsynced: writer.last_seq().saturating_sub(shared.synced.load(Ordering::Acquire)),
-        }
+        self.inner.shared.stats()
     }
 
-    /// Syncs what was appended, lets the folder go, and refuses every append from now on. What is there can still be
-    /// read.
+    /// Why the last write or the last sync failed, while one does.
+    pub fn last_error(&self) -> Option<String> {
+        self.inner.shared.last_error()
+    }
+
+    /// Writes and syncs what was appended, lets the folder go, and refuses every append from now on. What is there can
+    /// still be read.
     pub fn close(&self) {
-        self.inner.shared.writer.lock().close();
         self.inner.stop();
-        // The lock also goes with the file handle.
-        let _ = self.inner.shared.lock.unlock();
     }
 }
 
 impl Inner {
-    /// Ends the syncing thread after its last sync.
+    /// Ends the threads, writes and syncs what is left, and lets the folder go.
     fn stop(&self) {
-        self.shared.stop.store(true, Ordering::Release);
-        if let Some(syncer) = self.syncer.lock().take() {
-            syncer.thread().unpark();
-            let _ = syncer.join();
+        self.shared.writer.lock().close();
+        if let Some(ring) = &self.shared.ring {
+            ring.close();
         }
+        self.shared.stop.store(true, Ordering::Release);
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+        self.shared.finish();
+        // A reader may outlive the journal, and must not keep its folder locked.
+        let _ = self.shared.lock.unlock();
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.stop();
-        // A reader may outlive the journal, and must not keep its folder locked.
-        let _ = self.shared.lock.unlock();
     }
 }
 
 impl Shared {
+    fn append(
+        &self,
+        kind: Kind,
+        event_id: Uuid,
+        time_us: i64,
+        payload_bytes: usize,
+        write_payload: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<u64, JournalError> {
+        if let Some(ring) = &self.ring {
+            let (seq, is_filling) = ring.append(kind, event_id, time_us, payload_bytes, write_payload)?;
+            if is_filling && let Some(thread) = self.writing_thread.get() {
+                thread.unpark();
+            }
+            return Ok(seq);
+        }
+        let mut writer = self.writer.lock();
+        let owed_before = writer.owed_bytes();
+        let seq = writer.append(kind, event_id, time_us, payload_bytes, write_payload)?;
+        self.position.store(seq, Ordering::Release);
+        let owed_bytes = writer.owed_bytes();
+        drop(writer);
+        let crossed = owed_before < self.sync_bytes && owed_bytes >= self.sync_bytes;
+        if crossed && let Some(thread) = self.syncing_thread.get() {
+            thread.unpark();
+        }
+        Ok(seq)
+    }
+
+    /// Appends an event that is too large, without what makes it so.
+    #[cold]
+    fn append_cut_down(&self, kind: Kind, event_id: Uuid, time_us: i64, payload: &[u8]) -> Result<u64, JournalError> {
+        let is_event = matches!(kind, Kind::End | Kind::Admin);
+        let fitted = if is_event { strip::to_fit(payload, MAX_PAYLOAD_BYTES) } else { None };
+        let Some(fitted) = fitted else {
+            let mut writer = self.writer.lock();
+            writer.counts.dropped = writer.counts.dropped.saturating_add(1);
+            return Err(JournalError::TooLarge { payload_bytes: payload.len() });
+        };
+        let seq = self.append(kind, event_id, time_us, fitted.len(), |buffer| buffer.extend_from_slice(&fitted))?;
+        let mut writer = self.writer.lock();
+        writer.counts.stripped = writer.counts.stripped.saturating_add(1);
+        Ok(seq)
+    }
+
     fn position(&self) -> u64 {
         self.position.load(Ordering::Acquire)
     }
@@ -377,13 +414,91 @@ impl Shared {
     fn segment_of(&self, seq: u64) -> u64 {
         let writer = self.writer.lock();
         let segments = writer.segments();
-        let holding = segments.iter().rev().find(|first_seq| **first_seq <= seq);
-        holding.or(segments.first()).copied().unwrap_or(seq)
+        let holding = segments.iter().rev().find(|segment| segment.first_seq <= seq);
+        holding.or(segments.first()).map_or(seq, |segment| segment.first_seq)
     }
 
     fn segment_after(&self, first_seq: u64) -> Option<u64> {
-        self.writer.lock().segments().iter().copied().find(|next_first| *next_first > first_seq)
+        let writer = self.writer.lock();
+        writer.segments().iter().map(|segment| segment.first_seq).find(|next_first| *next_first > first_seq)
     }
+
+    fn stats(&self) -> Stats {
+        let of_writer = || {
+            let writer = self.writer.lock();
+            (writer.counts, writer.segments().len() as u64, writer.folder_bytes(), writer.last_seq())
+        };
+        let (in_memory, (counts, segments, bytes, last_seq)) = match &self.ring {
+            Some(ring) => {
+                let (in_memory, of_writer) = ring.counts(of_writer);
+                (Some(in_memory), of_writer)
+            }
+            None => (None, of_writer()),
+        };
+        let dropped_in_memory = in_memory.map_or(0, |in_memory| in_memory.dropped);
+        let last_seq = in_memory.map_or(last_seq, |in_memory| in_memory.last_seq);
+        Stats {
+            written: counts.written,
+            written_bytes: counts.written_bytes,
+            stripped: counts.stripped,
+            queued: in_memory.map_or(0, |in_memory| in_memory.queued),
+            dropped: counts.dropped.saturating_add(dropped_in_memory),
+            segments,
+            bytes,
+            bad_records: self.bad_records,
+            discarded_records: counts.discarded,
+            sync_failures: self.sync_failures.load(Ordering::Relaxed),
+            unsynced: last_seq.saturating_sub(self.synced()),
+            is_failing: self.last_error().is_some(),
+        }
+    }
+
+    fn last_error(&self) -> Option<String> {
+        let of_writing = self.writer.lock().last_error.clone();
+        let is_sync_failing = self.progress.borrow().failing;
+        of_writing.or_else(|| if is_sync_failing { self.sync_error.lock().clone() } else { None })
+    }
+
+    /// What is left to do when the threads are gone.
+    fn finish(&self) {
+        if self.finished.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // Once more before it is given up: what failed may have been a moment's trouble.
+        let written = self.write_out().or_else(|_| self.write_out());
+        if let (Err(error), Some(ring)) = (&written, &self.ring) {
+            let (in_memory, ()) = ring.counts(|| ());
+            tracing::error!(%error, records = in_memory.queued, "Records in memory could not be written to the journal");
+            ring.drop_rest();
+        }
+        if self.is_unsynced()
+            && let Err(error) = self.sync_now()
+        {
+            tracing::error!(%error, journal.dir = %self.dir.display(), "The journal cannot be synced to disk");
+        }
+        self.progress.send_modify(|progress| progress.ended = true);
+    }
+}
+
+/// Gives every exchange that a crash left without its end one, and returns how many. Where the disk is full, the rest is
+/// left to the next start: their begins are still there.
+fn end_unended(writer: &mut Writer, unended: Vec<Unended>) -> u64 {
+    let mut ended: u64 = 0;
+    for begun in unended {
+        let begin = Begin::decode(begun.payload.as_slice()).unwrap_or_default();
+        let mut exchange = Exchange::found_unended(begin);
+        exchange.id = begun.event_id.to_string();
+        let write = |buffer: &mut Vec<u8>| {
+            // Fails only where the buffer cannot grow, and this one can.
+            let _ = exchange.encode(buffer);
+        };
+        // The time of the begin: when the exchange ended, nobody knows.
+        if writer.append(Kind::End, begun.event_id, begun.time_us, exchange.encoded_len(), write).is_err() {
+            break;
+        }
+        ended = ended.saturating_add(1);
+    }
+    ended
 }
 
 /// Takes the folder's lock and leaves our process id in it.

@@ -6,6 +6,9 @@
 
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "a test may be blunt"))]
 
+pub mod dispatcher;
+pub mod erasure;
 pub mod event;
-pub mod file_sink;
 pub mod journal;
+pub mod redis_source;
+pub mod sinks;

@@ -11,9 +11,11 @@ use std::error::Error as _;
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use llm_proxy_core::secret::Secret;
 
+use crate::dispatcher::Source;
+use crate::events::EventsCommand;
 use crate::manage::ManageCommand;
 
 /// Heads the flags that several commands share, below the command's own.
@@ -22,6 +24,7 @@ pub(crate) const GLOBAL: &str = "Global options";
 const FILE: &str = "Settings file and providers";
 const LISTENERS: &str = "Listeners";
 const DATA: &str = "Data and secrets";
+const RECORDS: &str = "Records";
 const LOG: &str = "Log";
 const LIMITS: &str = "Limits";
 
@@ -44,6 +47,9 @@ Examples:
   llm-proxy manage project create shop --api-key-env OPENAI_API_KEY
   llm-proxy manage token create --project PROJECT_ID --duration 7d
 
+  # Watch its requests as they end
+  llm-proxy events tail
+
 Each command has its own --help; that of server lists the settings.";
 
 const SERVER_EXAMPLES: &str = "\
@@ -53,7 +59,8 @@ An unknown flag or key and a bad value anywhere stop the start with one line tha
 
 A duration has a unit: 500ms, 10s, 5m, 1h. A size may have one: 32MiB, 10MB.
 
-Providers and their policies stand in the file alone. Without it, openai, anthropic and gemini are served:
+Providers with their policies, and where records go, stand in the file alone. Without it, openai, anthropic and gemini \
+are served, and records go to events.jsonl in DATA_DIR:
 
   apis:
     openai:
@@ -61,6 +68,9 @@ Providers and their policies stand in the file alone. Without it, openai, anthro
     groq:
       dialect: openai
       base_url: https://api.groq.com/openai/v1
+  sinks:
+    lunary:
+      api_key_env: LUNARY_API_KEY
 
 Without MANAGEMENT_TOKEN and ROOT_KEY, the first start makes them and logs where they are. Keep ROOT_KEY: without it \
 the provider keys in the database cannot be read.
@@ -83,6 +93,21 @@ Examples:
 
   # Where the usual ports are taken
   llm-proxy demo --listen-addr 127.0.0.1:9090 --admin-listen-addr 127.0.0.1:9091";
+
+const DISPATCHER_EXAMPLES: &str = "\
+It reads the settings that the server reads, and brings every event of the journal in DATA_DIR to each sink under sinks:. \
+Start the server with DISPATCHER=outside beside it; otherwise the server does this itself, and whoever comes second is \
+refused and told who has the sink.
+
+SIGTERM lets it deliver what is there, for DRAIN_TIMEOUT at most. What is left waits, and the next start goes on with it.
+
+Examples:
+  # Server and dispatcher side by side, on one machine
+  llm-proxy server --dispatcher outside
+  llm-proxy dispatcher
+
+  # From a stream in Redis, which the sinks of many servers fill
+  llm-proxy dispatcher --from redis --redis-url rediss://redis.example.com";
 
 const VERSION_EXAMPLE: &str = "\
 Example:
@@ -123,6 +148,10 @@ pub enum Command {
     Demo(DemoArgs),
     /// Make, list, change and revoke projects and tokens of a running server
     Manage(Box<ManageCommand>),
+    /// Watch, find and count what happened, and send it to a sink again
+    Events(Box<EventsCommand>),
+    /// Bring events to sinks, in a process apart from the server
+    Dispatcher(Box<DispatcherArgs>),
     /// Print the version
     #[command(after_help = VERSION_EXAMPLE)]
     Version,
@@ -185,9 +214,23 @@ pub struct ServerArgs {
     #[arg(long, value_name = "BASE64", help_heading = DATA, value_parser = secret)]
     root_key: Option<Secret>,
 
-    /// Limits and events shared over Redis: not part of this version, refused [env: REDIS_URL] [default: none]
-    #[arg(long, value_name = "URL", help_heading = DATA)]
-    redis_url: Option<String>,
+    /// What llm-proxy dispatcher --from redis reads events from; better in its variable, for it may hold a password
+    /// [env: REDIS_URL] [default: none]
+    #[arg(long, value_name = "URL", help_heading = RECORDS, value_parser = secret)]
+    redis_url: Option<Secret>,
+
+    /// strict, durable or lossy: when a record counts as recorded [env: JOURNAL_MODE] [default: durable]
+    #[arg(long, value_name = "MODE", help_heading = RECORDS)]
+    journal_mode: Option<String>,
+
+    /// Most bytes that the journal takes on disk; none is no bound [env: JOURNAL_MAX_BYTES] [default: none]
+    #[arg(long, value_name = "SIZE", help_heading = RECORDS)]
+    journal_max_bytes: Option<String>,
+
+    /// inside, or outside: llm-proxy dispatcher then brings events to sinks, and this process does not
+    /// [env: DISPATCHER] [default: inside]
+    #[arg(long, value_name = "PLACE", help_heading = RECORDS)]
+    dispatcher: Option<String>,
 
     /// error, warn, info, debug or trace [env: LOG_LEVEL] [default: info]
     #[arg(long, value_name = "LEVEL", help_heading = LOG)]
@@ -232,7 +275,10 @@ impl ServerArgs {
             ("DATABASE_URL", text(self.database_url)),
             ("MANAGEMENT_TOKEN", self.management_token),
             ("ROOT_KEY", self.root_key),
-            ("REDIS_URL", text(self.redis_url)),
+            ("REDIS_URL", self.redis_url),
+            ("JOURNAL_MODE", text(self.journal_mode)),
+            ("JOURNAL_MAX_BYTES", text(self.journal_max_bytes)),
+            ("DISPATCHER", text(self.dispatcher)),
             ("LOG_LEVEL", text(self.log_level)),
             ("LOG_FORMAT", text(self.log_format)),
             ("HEAD_TIMEOUT", text(self.head_timeout)),
@@ -273,6 +319,81 @@ impl DemoArgs {
     }
 }
 
+/// The flags of `llm-proxy dispatcher`. All other settings come from the other layers.
+#[derive(Args, Debug)]
+#[command(after_help = DISPATCHER_EXAMPLES)]
+pub struct DispatcherArgs {
+    /// The YAML file, with the sinks [env: CONFIG] [default: llm-proxy.yaml if present]
+    #[arg(long, value_name = "FILE")]
+    config: Option<String>,
+
+    /// Where the journal is, and how far each sink has come [env: DATA_DIR] [default: ./data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+
+    /// Where events come from
+    #[arg(long, value_enum, value_name = "PLACE", default_value_t = Origin::Journal)]
+    from: Origin,
+
+    /// Redis; better in its variable, for it may hold a password [env: REDIS_URL] [default: none]
+    #[arg(long, value_name = "URL", value_parser = secret)]
+    redis_url: Option<Secret>,
+
+    /// The stream in Redis [default: llm-proxy:events]
+    #[arg(long, value_name = "NAME")]
+    redis_stream: Option<String>,
+
+    /// What this process is called among those that read the stream [default: the name of the machine]
+    #[arg(long, value_name = "NAME")]
+    consumer: Option<String>,
+
+    /// How long it may deliver after SIGTERM, 0s to 720h [env: DRAIN_TIMEOUT] [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    drain_timeout: Option<String>,
+
+    /// error, warn, info, debug or trace [env: LOG_LEVEL] [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+
+    /// text or json [env: LOG_FORMAT] [default: text on a terminal, else json]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Origin {
+    Journal,
+    Redis,
+}
+
+impl DispatcherArgs {
+    /// The given flags by the names of their settings, and what only this command knows.
+    pub fn into_parts(self) -> (Vec<(&'static str, Secret)>, Source) {
+        let text = |text: Option<String>| text.map(Secret::new);
+        let flags = [
+            ("CONFIG", text(self.config)),
+            ("DATA_DIR", text(self.data_dir)),
+            ("REDIS_URL", self.redis_url),
+            ("DRAIN_TIMEOUT", text(self.drain_timeout)),
+            ("LOG_LEVEL", text(self.log_level)),
+            ("LOG_FORMAT", text(self.log_format)),
+        ];
+        let flags = flags.into_iter().filter_map(|(name, given)| given.map(|given| (name, given))).collect();
+        let source = match self.from {
+            Origin::Journal => Source::Journal,
+            Origin::Redis => Source::Redis { stream: self.redis_stream, consumer: self.consumer },
+        };
+        (flags, source)
+    }
+
+    /// A flag that would do nothing was meant to do something.
+    fn problem(&self) -> Option<String> {
+        let given = [("--redis-stream", self.redis_stream.is_some()), ("--consumer", self.consumer.is_some())];
+        let idle = given.into_iter().find(|(_, is_given)| *is_given && self.from == Origin::Journal);
+        idle.map(|(flag, _)| format!("{flag}: found it without --from redis, expected both or neither"))
+    }
+}
+
 /// Makes the flag's value a secret before anything can print it.
 fn secret(text: &str) -> Result<Secret, Infallible> {
     Ok(Secret::new(text))
@@ -292,11 +413,18 @@ pub enum NoCommand {
 /// # Errors
 /// [`NoCommand`], when there is nothing to run.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, NoCommand> {
-    Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
+    let cli = Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => NoCommand::Asked(error.render().to_string()),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => NoCommand::Wrong(error.render().to_string()),
         _ => NoCommand::Wrong(masked(&format!("llm-proxy: {}", problem(&error)))),
-    })
+    })?;
+    match &cli.command {
+        Command::Dispatcher(arguments) => match arguments.problem() {
+            Some(problem) => Err(NoCommand::Wrong(format!("llm-proxy: {problem}"))),
+            None => Ok(cli),
+        },
+        _ => Ok(cli),
+    }
 }
 
 /// Without the tokens in it: what is typed in the wrong place must not end up in a log.
@@ -525,6 +653,9 @@ mod tests {
             ("PROXY_PROTOCOL", if settings.proxy_protocol { "on" } else { "off" }.to_owned()),
             ("RECORD_CLIENT_ADDRESS", settings.record_client_address.name().to_owned()),
             ("DATA_DIR", DEFAULT_DATA_DIR.to_owned()),
+            ("JOURNAL_MODE", settings.journal_mode.name().to_owned()),
+            ("JOURNAL_MAX_BYTES", settings.journal_max_bytes.map_or("none".to_owned(), |bytes| bytes.to_string())),
+            ("DISPATCHER", settings.dispatcher.name().to_owned()),
             ("LOG_LEVEL", settings.log_level.name().to_owned()),
             ("HEAD_TIMEOUT", format!("{}s", settings.head_timeout.as_secs())),
             ("DRAIN_TIMEOUT", format!("{}s", settings.drain_timeout.as_secs())),
@@ -534,10 +665,14 @@ mod tests {
         let rows = documented("## The process");
         assert_eq!(rows.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), NAMES);
         let cli = Cli::command();
-        for command in ["server", "demo"] {
+        for command in ["server", "demo", "dispatcher"] {
             for flag in cli.find_subcommand(command).unwrap().get_arguments() {
                 let help = flag.get_help().unwrap().to_string();
-                let (_, told) = help.split_once("[env: ").unwrap();
+                let Some((_, told)) = help.split_once("[env: ") else {
+                    // What only this command knows.
+                    assert_eq!(command, "dispatcher", "{flag}");
+                    continue;
+                };
                 let (name, default) = told.trim_end_matches(']').split_once("] [default: ").unwrap();
                 assert!(rows.contains(&(name.to_owned(), default.to_owned())), "{command}: {name} {default}");
                 for (_, real) in code.iter().filter(|(of, _)| *of == name) {
@@ -573,6 +708,7 @@ mod tests {
         let Ok(Cli { command: Command::Server(server), .. }) = parsed(&arguments) else { panic!("no server") };
         assert!(!format!("{server:?}").contains("value of ROOT_KEY"));
         assert!(!format!("{server:?}").contains("value of MANAGEMENT_TOKEN"));
+        assert!(!format!("{server:?}").contains("value of REDIS_URL"));
         let flags = server.into_flags();
         assert_eq!(flags.iter().map(|(name, _)| *name).collect::<Vec<_>>(), NAMES);
         for (name, value) in flags {
@@ -590,6 +726,23 @@ mod tests {
     }
 
     #[test]
+    fn a_dispatcher_is_told_where_from_and_whatever_else_it_needs() {
+        let parts = |arguments: &[&str]| match parsed(&[&["dispatcher"][..], arguments].concat()) {
+            Ok(Cli { command: Command::Dispatcher(dispatcher), .. }) => dispatcher.into_parts(),
+            _ => panic!("{arguments:?}: no dispatcher"),
+        };
+        assert_eq!(parts(&[]), (Vec::new(), Source::Journal));
+        let redis = Source::Redis { stream: Some("s".to_owned()), consumer: None };
+        let flags = vec![("DATA_DIR", Secret::new("d")), ("REDIS_URL", Secret::new("redis://h"))];
+        let given = ["--redis-url", "redis://h", "--from", "redis", "--redis-stream", "s", "--data-dir", "d"];
+        assert_eq!(parts(&given), (flags, redis));
+        for flag in ["--redis-stream", "--consumer"] {
+            let expected = format!("llm-proxy: {flag}: found it without --from redis, expected both or neither");
+            assert_eq!(wrong(&["dispatcher", flag, "x"]), expected);
+        }
+    }
+
+    #[test]
     fn a_wrong_command_line_is_one_line_that_names_it() {
         let create = ["manage", "token", "create", "--project", "p", "--duration", "7d"];
         for (arguments, expected) in [
@@ -603,6 +756,13 @@ mod tests {
             (&["server", "extra"], &["extra"]),
             (&["sever"], &["sever", "server", "(see llm-proxy --help)"]),
             (&["demo", "--root-key", "x"], &["--root-key"]),
+            (&["dispatcher", "--from", "kafka"], &["--from: found \"kafka\", expected journal or redis"]),
+            (&["events", "tail", "--status", "9"], &["--status: found \"9\", expected a status such as 429"]),
+            (&["events", "tail", "--since", "soon"], &["--since: found \"soon\", expected a time such as"]),
+            (
+                &["events", "replay", "--sink", "x"],
+                &["not provided: --since <TIME> (see llm-proxy events replay --help)"],
+            ),
             (
                 &create[..3],
                 &["not provided: --project <PROJECT_ID>, --duration <TIME> (see llm-proxy manage token create --help)"],
@@ -643,6 +803,8 @@ mod tests {
             &["server", "--help"],
             &["demo", "-h"],
             &["manage", "token", "create", "--help"],
+            &["events", "tail", "--help"],
+            &["dispatcher", "--help"],
             &["--version"],
             &["-V"],
             &["help", "server"],

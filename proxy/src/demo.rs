@@ -20,7 +20,7 @@ use llm_proxy_core::dialect::Dialect;
 use llm_proxy_core::secret::Secret;
 use llm_proxy_core::token::ProxyToken;
 use llm_proxy_load::mock::{Mock, MockOptions};
-use llm_proxy_store::{NewProject, NewToken, Page, Project, ProjectChange, Store};
+use llm_proxy_store::{ContentPolicy, NewProject, NewToken, Page, Project, ProjectChange, Store};
 
 use self::welcome::Welcome;
 use crate::server;
@@ -128,7 +128,12 @@ async fn project(store: &Store, keys: Keys) -> Result<Project> {
         cursor = page.next_cursor;
         if cursor.is_none() {
             return Ok(store
-                .create_project(NewProject { name: PROJECT.to_owned(), is_active: true, provider_keys: keys })
+                .create_project(NewProject {
+                    name: PROJECT.to_owned(),
+                    is_active: true,
+                    provider_keys: keys,
+                    content: ContentPolicy::default(),
+                })
                 .await?);
         }
     }

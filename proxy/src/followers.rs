@@ -118,7 +118,7 @@ pub async fn until_applied(store: &Store, mut applied: watch::Receiver<u64>) {
 #[cfg(test)]
 mod tests {
     use llm_proxy_core::token::TokenDigest;
-    use llm_proxy_store::{ChangeKind, NewProject, NewToken, RootKey};
+    use llm_proxy_store::{ChangeKind, ContentPolicy, NewProject, NewToken, RootKey};
     use tempfile::TempDir;
     use tokio::runtime::Handle;
     use tokio::sync::broadcast;
@@ -145,7 +145,12 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let url = format!("sqlite:{}", folder.path().join("store.db").display());
             let store = Store::open(&url, &RootKey::generate().unwrap()).await.unwrap();
-            let project = NewProject { name: "one".to_owned(), is_active: true, provider_keys: Vec::new() };
+            let project = NewProject {
+                name: "one".to_owned(),
+                is_active: true,
+                provider_keys: Vec::new(),
+                content: ContentPolicy::default(),
+            };
             let project_id = store.create_project(project).await.unwrap().id;
             let tokens = Tokens::new(store.clone(), Handle::current(), CancellationToken::new());
             Self { store, tokens, project_id, _folder: folder }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use llm_proxy::cli::{self, Command, NoCommand};
 use llm_proxy::manage::{self, Defaults};
 use llm_proxy::settings::{Loaded, Settings};
-use llm_proxy::{demo, server};
+use llm_proxy::{demo, dispatcher, events, server};
 
 // Measured on the exchange: 7 % fewer instructions than the system's allocator, and memory that goes back.
 #[global_allocator]
@@ -49,6 +49,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             demo::run(settings, &warnings)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Dispatcher(arguments) => {
+            let (flags, source) = arguments.into_parts();
+            let Loaded { settings, warnings } = load(flags)?;
+            dispatcher::run(settings, &warnings, source)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Events(command) => events::run(*command, load, &mut std::io::stdout()),
         Command::Manage(command) => {
             let Loaded { settings, .. } = load(Vec::new())?;
             let defaults = Defaults {

@@ -6,18 +6,18 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use llm_proxy_admin::{AdminOptions, Health, UsageCounter};
+use llm_proxy_admin::{AdminOptions, Courier, Health, SinkStatus, UsageCounter};
 use llm_proxy_core::policy::{EndpointPattern, Glob};
 use llm_proxy_core::prices::PriceTable;
 use llm_proxy_core::routing::{Api, Routes};
-use llm_proxy_plugins::file_sink::{Books, FileSink};
-use llm_proxy_plugins::journal::{Journal, Options as JournalOptions};
+use llm_proxy_plugins::erasure;
+use llm_proxy_plugins::journal::{Feed, Journal, Options as JournalOptions};
+use llm_proxy_plugins::sinks::SinksSettings;
 use llm_proxy_store::{RootKey, Store};
 use pingora_core::connectors::{ConnectorOptions, TransportConnector};
 use pingora_core::listeners::{ListenerConfig, Listeners};
@@ -34,6 +34,7 @@ use tokio::sync::{Notify, watch};
 use crate::data_dir::DataDir;
 use crate::edge::{Edge, Entrance};
 use crate::followers::{follow_changes, until_applied};
+use crate::house::{self, Consumers, Eraser};
 use crate::plane::drain::Drain;
 use crate::plane::held::HeldBytes;
 use crate::plane::metrics::{self, Metrics};
@@ -42,10 +43,13 @@ use crate::plane::settle;
 use crate::plane::tokens::Tokens;
 use crate::plane::upstream::Upstream;
 use crate::plane::{Gateway, Plane};
-use crate::settings::{ApiSettings, Settings};
+use crate::served::{Books, Served, sink_tls};
+use crate::settings::{ApiSettings, DispatcherPlace, Settings};
 use crate::tls::TlsListener;
 use crate::{logging, shutdown};
 
+/// How long sinks may take at the end for what is there. What they have not taken by then waits for the next start.
+const DELIVERY: Duration = Duration::from_secs(5);
 /// Beyond the drain time, how long the end of the process may take at most.
 const LAST_STEPS: Duration = Duration::from_secs(10);
 
@@ -110,8 +114,16 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
     let database_url =
         settings.database_url.clone().unwrap_or_else(|| format!("sqlite:{}", data_dir.join("llm-proxy.db").display()));
     let store = control.block_on(Store::open(&database_url, &root_key)).context("DATABASE_URL")?;
-    let (journal, recovered) =
-        Journal::open(&data_dir.join("journal"), JournalOptions::default()).context("DATA_DIR")?;
+    let journal_dir = data_dir.join("journal");
+    let events_file = settings.sinks.file.as_ref().map(|file| file.path_in(&settings.data_dir));
+    erasure::sweep(&settings.data_dir, &journal_dir, events_file.as_deref()).context("DATA_DIR")?;
+    let options = JournalOptions {
+        mode: settings.journal_mode,
+        max_bytes: settings.journal_max_bytes,
+        segment_bytes: segment_bytes(settings.journal_max_bytes),
+        ..JournalOptions::default()
+    };
+    let (journal, recovered) = Journal::open(&journal_dir, options).context("DATA_DIR")?;
     if recovered.torn_bytes > 0 || recovered.bad_records > 0 || recovered.unknown_exchanges > 0 {
         tracing::warn!(
             torn_bytes = recovered.torn_bytes,
@@ -122,8 +134,14 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
     }
     let prometheus = metrics::install()?;
     let counter = UsageCounter::start(&journal, store.clone(), control.handle().clone())?;
-    let sink = FileSink::start(&data_dir.join("events.jsonl"), &data_dir.join("events.cursor"), &journal)
-        .context("DATA_DIR")?;
+    let courier = Courier::start(&journal, store.clone(), control.handle().clone());
+    let served = match settings.dispatcher {
+        DispatcherPlace::Inside => {
+            let feed = Feed::from(&journal);
+            Some(Served::from_journal(&settings.sinks, &settings.data_dir, feed, &sink_tls()?)?)
+        }
+        DispatcherPlace::Outside => None,
+    };
 
     let drain = Drain::default();
     let gateway = Arc::new(Gateway {
@@ -144,12 +162,19 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
     let position = control.block_on(store.change_position()).context("DATABASE_URL")?;
     let (applied, is_applied) = watch::channel(position);
     control.spawn(follow_changes(Arc::clone(&gateway), store.subscribe(), applied));
-    let sink_books = sink.books();
+    let books = served.as_ref().map(Served::books).unwrap_or_default();
+    let eraser = Eraser {
+        data_dir: settings.data_dir.clone(),
+        journal: journal.clone(),
+        file: served.as_ref().and_then(Served::file),
+        has_file_elsewhere: served.is_none() && settings.sinks.file.is_some(),
+    };
     let render_metrics: Arc<dyn Fn() -> String + Send + Sync> = {
-        let (gateway, prometheus, sink) = (Arc::clone(&gateway), prometheus.clone(), sink_books.clone());
+        let (gateway, prometheus, books) = (Arc::clone(&gateway), prometheus.clone(), books.clone());
         Arc::new(move || {
             metrics::observe(gateway.drain.running(), gateway.held.held());
-            metrics::observe_journal(&gateway.journal.stats(), sink.stats().pending);
+            metrics::observe_journal(&gateway.journal.stats());
+            metrics::observe_sinks(books.iter().map(|books| (books.name(), books.stats())));
             prometheus.render()
         })
     };
@@ -185,6 +210,18 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
                 let asker = asker.clone();
                 async move { asker.catch_up().await }.boxed()
             }),
+            client_address: {
+                let record = settings.record_client_address;
+                Arc::new(move |address| record.of(address))
+            },
+            erase: {
+                let eraser = eraser.clone();
+                Arc::new(move |request| eraser.clone().erase(request).boxed())
+            },
+            sinks: {
+                let (books, sinks) = (books.clone(), settings.sinks.clone());
+                Arc::new(move || books.iter().map(|books| sink_status(books, &sinks)).collect())
+            },
         };
         let router = llm_proxy_admin::router(store.clone(), options);
         let stopped = Arc::clone(&stopped);
@@ -196,7 +233,10 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
         })
     };
 
-    control.spawn(keep_house(Arc::clone(&gateway), prometheus, sink_books, counter.cursor()));
+    let elsewhere = served.is_none().then(|| (settings.data_dir.clone(), settings.sinks.clone()));
+    let consumers = Consumers { counted: counter.cursor(), books, elsewhere };
+    control.spawn(house::keep(Arc::clone(&gateway), prometheus, consumers));
+    control.spawn(house::retain(store.clone(), eraser));
     if let Some(path) = &token_file {
         tracing::info!("the management token is in {}", path.display());
     }
@@ -226,7 +266,8 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
     let ending = Ending {
         gateway,
         counter,
-        sink,
+        courier,
+        served,
         journal,
         store,
         admin,
@@ -318,7 +359,8 @@ fn serve(edge: Edge, listen_addr: SocketAddr, drain_timeout: Duration, signals: 
 struct Ending {
     gateway: Arc<Gateway>,
     counter: UsageCounter,
-    sink: FileSink,
+    courier: Courier,
+    served: Option<Served>,
     journal: Journal,
     store: Store,
     admin: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -338,10 +380,13 @@ impl Ending {
             tracing::warn!("leases could not be given back: their tokens fall short by them");
         }
         self.stopped.notify_one();
+        self.courier.drain();
         self.counter.stop();
-        let left = self.sink.drain(LAST_STEPS).remaining;
-        if left > 0 {
-            tracing::warn!(left, "events are in the journal and not yet in events.jsonl; the next start delivers them");
+        for left in self.served.map(|served| served.drain(DELIVERY)).unwrap_or_default() {
+            if left.records > 0 {
+                let (sink, records) = (left.sink, left.records);
+                tracing::warn!(sink, records, "not delivered yet: the journal has them, and the next start goes on");
+            }
         }
         if let Err(error) = self.journal.sync() {
             tracing::error!(%error, "the journal could not be synced");
@@ -371,32 +416,36 @@ fn raise_file_limit() {
     }
 }
 
-/// What is done now and then: the rest of a flood of refusals is recorded, histograms are folded, delivered journal
-/// segments deleted.
-async fn keep_house(
-    gateway: Arc<Gateway>,
-    prometheus: metrics_exporter_prometheus::PrometheusHandle,
-    sink: Books,
-    counted: Arc<AtomicU64>,
-) {
-    let mut tick = tokio::time::interval(Duration::from_secs(5));
-    loop {
-        tick.tick().await;
-        settle::record_rest(&gateway);
-        prometheus.run_upkeep();
-        // A segment goes when every consumer has passed it and no running exchange has its beginning in it.
-        let running = gateway.begun.lock().first().map_or(u64::MAX, |first| first.saturating_sub(1));
-        let passed = sink.cursor().min(counted.load(Ordering::Acquire)).min(running);
-        if let Err(error) = gateway.journal.release(passed) {
-            tracing::warn!(%error, "delivered journal segments could not be deleted");
-        }
-    }
-}
-
 /// Waits until the data plane accepts connections.
 async fn accepts(address: SocketAddr) {
     while tokio::net::TcpStream::connect(address).await.is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// How long a segment of the journal grows. A bound is held by deleting old ones, and the newest two are never deleted:
+/// with four to the bound it holds.
+fn segment_bytes(max_bytes: Option<u64>) -> u64 {
+    let default = JournalOptions::default().segment_bytes;
+    max_bytes.map_or(default, |most| (most / 4).clamp(1 << 20, default))
+}
+
+/// The state of a sink, for whoever asks the management API.
+fn sink_status(books: &Books, sinks: &SinksSettings) -> SinkStatus {
+    let stats = books.stats();
+    let kind = sinks.dispatched.iter().find(|sink| sink.name == books.name()).map_or("file", |sink| sink.kind);
+    SinkStatus {
+        name: books.name().to_owned(),
+        kind: kind.to_owned(),
+        health: stats.health.name().to_owned(),
+        delivered: stats.delivered,
+        duplicates: stats.duplicates,
+        dead: stats.dead,
+        dropped: stats.dropped,
+        retried: stats.retried,
+        pending_events: stats.lag_records,
+        lag_seconds: stats.lag.as_secs_f64(),
+        last_error: books.last_error(),
     }
 }
 

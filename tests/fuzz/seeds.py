@@ -485,6 +485,42 @@ def websocket_frames():
     return {name: bytes([side, cap, 3, 30]) + stream for name, (side, cap, stream) in streams.items()}
 
 
+def journal_scripts():
+    """A plan, then steps: what is done in the higher bits, with how many bytes in the lower ones."""
+    def step(what, length, payload=b""):
+        return bytes([what << 5 | length]) + payload
+
+    record = step(0, 5, b"begin") + step(1, 3, b"end") + step(2, 5, b"admin")
+    scripts = {
+        "empty": b"",
+        "records": record * 3 + step(0, 0) + step(1, 31, bytes(31)),
+        "gap": record + step(3, 4, b"late") + record,
+        "number-twice": record + step(4, 5, b"again") + record,
+        "junk": record + step(6, 20, b"x" * 20) + record,
+        "junk-like-a-record": record + step(6, 31, b"\5\0\0\0\2" + bytes(26)) + record,
+        "turned-bit": record + step(7, 3) + record,
+        "header-damaged": step(7, 2) + record,
+        "cut": record + step(7, 0x10 | 2),
+        "cut-and-on": record + step(7, 0x10 | 5) + record,
+        "header-cut": step(7, 0x10 | 9),
+    }
+    return {name: b"\3\x1e\x07" + script for name, script in scripts.items()}
+
+
+def event_payloads():
+    """The payloads of the journal that is kept as an example."""
+    payloads = {}
+    for path in sorted((TESTDATA / "journal" / "v1").glob("*.seg")):
+        rest = path.read_bytes()[40:]
+        while len(rest) > 41:
+            length, code = struct.unpack_from("<IB", rest)
+            (seq,) = struct.unpack_from("<Q", rest, 9)
+            payloads[f"{seq}-{code}"] = rest[41 : 41 + length]
+            rest = rest[41 + length :]
+    group = bytes([100 << 3 & 0x7F | 3 | 0x80, 6, 100 << 3 & 0x7F | 4 | 0x80, 6])
+    return payloads | {"group": group, "twice": payloads["2-2"] * 2, "cut": payloads["8-2"][:-3]}
+
+
 def main():
     write("request_head", REQUESTS)
     write("answer_head", {name: b"\0\x03\x1e\x07" + answer for name, answer in ANSWERS.items()})
@@ -499,6 +535,8 @@ def main():
     write("configuration", configuration())
     write("proxy_protocol", proxy_protocol())
     write("websocket_frames", websocket_frames())
+    write("journal_reader", journal_scripts())
+    write("event_decoder", event_payloads())
     for folder in sorted((HERE / "corpus").iterdir()):
         sizes = [path.stat().st_size for path in folder.iterdir()]
         print(f"{folder.name}: {len(sizes)} inputs, {sum(sizes)} bytes")

@@ -1,5 +1,6 @@
 //! A typo never starts a laxer proxy; what stops a start says where.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 
@@ -70,6 +71,77 @@ async fn a_typo_anywhere_stops_the_start_with_one_line_that_names_its_place() {
     let secret = start(&[], &[], &[("MANAGEMENT_TOKEN", "hunter2")]).await;
     stopped("a short secret", &secret, "MANAGEMENT_TOKEN", &["16"]);
     assert!(!secret.stderr.contains("hunter2"), "{secret:?}");
+}
+
+#[tokio::test]
+async fn a_sink_that_cannot_be_meant_stops_the_start_with_one_line() {
+    let hook = "sinks:\n  webhook:\n    url: https://hooks.example.com\n";
+    for (case, text, place, words) in [
+        ("a type", "sinks:\n  splunk: {}\n".to_owned(), "llm-proxy.yaml:2:3", &["sinks.splunk", "webhook", "file"][..]),
+        ("a key that is missing", hook.to_owned(), "llm-proxy.yaml:2:3", &["sinks.webhook.secret", "whsec_"]),
+        (
+            "a variable",
+            format!("{hook}    secret_env: HOOK\n"),
+            "llm-proxy.yaml:4:17",
+            &["secret_env", "no variable HOOK"],
+        ),
+        ("a key", format!("{hook}    secre: x\n"), "llm-proxy.yaml:4:5", &["unknown key `secre`", "`secret`"]),
+        ("a URL", hook.replace("https:", "ftp:"), "llm-proxy.yaml:3:10", &["sinks.webhook.url", "not shown here"]),
+        (
+            "a batch",
+            "sinks:\n  lunary:\n    batch: {events: none}\n".to_owned(),
+            "llm-proxy.yaml:3:21",
+            &["sinks.lunary.batch.events", "none"],
+        ),
+        (
+            "a list",
+            "sinks:\n  lunary:\n    only:\n      outcomes:\n        - finished\n        - fnished\n".to_owned(),
+            "llm-proxy.yaml:6:11",
+            &["sinks.lunary.only.outcomes", "fnished"],
+        ),
+    ] {
+        stopped(case, &start(&[("llm-proxy.yaml", &text)], &[], &[]).await, place, words);
+    }
+    let secret = format!("{hook}    secret_env: HOOK\n");
+    let bad = start(&[("llm-proxy.yaml", &secret)], &[], &[("HOOK", "whsec_hunter2")]).await;
+    stopped("a secret", &bad, "llm-proxy.yaml:4:17", &["in HOOK that is not shown"]);
+    assert!(!bad.stderr.contains("hunter2"), "{bad:?}");
+    for (name, value, words) in [
+        ("JOURNAL_MODE", "paranoid", ["paranoid", "strict, durable, lossy"]),
+        ("JOURNAL_MAX_BYTES", "lots", ["lots", "none, or a number of bytes"]),
+        ("DISPATCHER", "elsewhere", ["elsewhere", "inside, outside"]),
+        ("REDIS_URL", "localhost:6379", ["not shown here", "redis://"]),
+    ] {
+        stopped(name, &start(&[], &[], &[(name, value)]).await, name, &words);
+    }
+}
+
+/// The keys that a sink's own page has.
+fn documented_keys(kind: &str) -> BTreeSet<String> {
+    let path = format!("{}/../docs/sinks/{kind}.md", env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let table = page.split_once("| key |").unwrap_or_else(|| panic!("{path} has no keys")).1;
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let keys = |line: &str| {
+        let cell = line.split(" | ").next().unwrap_or_default();
+        cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    rows.flat_map(keys).collect()
+}
+
+#[tokio::test]
+async fn every_sink_has_a_page_with_its_keys_and_no_other() {
+    let listed = |finished: &Finished| {
+        let list = finished.stderr.split_once("expected one of ").unwrap_or_else(|| panic!("{finished:?}")).1;
+        list.split(';').next().unwrap().trim().to_owned()
+    };
+    let kinds = listed(&start(&[("llm-proxy.yaml", "sinks: {a: {type: qqq}}")], &[], &[]).await);
+    for kind in kinds.split(", ") {
+        let text = format!("sinks: {{{kind}: {{qqq: 1}}}}");
+        let keys = listed(&start(&[("llm-proxy.yaml", &text)], &[], &[]).await);
+        let keys = keys.split('`').skip(1).step_by(2).map(str::to_owned).collect::<BTreeSet<_>>();
+        assert_eq!(documented_keys(kind), keys, "{kind}");
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The command line, as an admin and a script use it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use llm_proxy_tests::{Finished, Provider, Refused, World, run_binary};
@@ -74,6 +75,65 @@ async fn projects_and_tokens_are_made_listed_changed_and_revoked_from_the_comman
     assert_eq!((&counts["revoked_count"], &counts["already_revoked_count"]), (&json!(1), &json!(1)), "{counts}");
 }
 
+#[tokio::test]
+async fn what_is_kept_of_bodies_is_chosen_shown_and_erased_from_the_command_line() {
+    let world = World::new().await;
+    let flags = ["--capture", "redacted", "--capture-max-bytes", "2048", "--retention-days", "30"];
+    let made = told(&world, &[&["project", "create", "kept"][..], &flags].concat()).await;
+    let id = made["id"].as_str().unwrap();
+    assert_eq!(made["content"], json!({"capture": "redacted", "max_bytes": 2048, "retention_days": 30}), "{made}");
+    let changed = told(&world, &["project", "update", id, "--capture", "full", "--retention-days", "none"]).await;
+    assert_eq!(changed["content"], json!({"capture": "full", "max_bytes": 2048, "retention_days": null}), "{changed}");
+    let shown = done(&world, &["project", "get", id]).await;
+    assert!(shown.contains("full, up to 2048 bytes of a body, without an end"), "{shown}");
+    let table = done(&world, &["project", "list"]).await;
+    assert!(table.lines().any(|line| line.contains(id) && line.contains("full")), "{table}");
+
+    let finished = manage(&world, &["content", "erase", "--project", id]).await;
+    refused("nobody to ask", &finished, 1, &["for ever", "--yes"]);
+    let erased = told(&world, &["content", "erase", "--project", id, "--yes"]).await;
+    assert!(erased["records"].is_u64() && erased["files"].is_u64(), "{erased}");
+    let finished = manage(&world, &["content", "erase", "--before", "yesterday", "--yes"]).await;
+    refused("no time", &finished, 1, &["before", "RFC 3339"]);
+
+    let sinks = told(&world, &["sink", "list"]).await;
+    assert!(sinks["data"].is_array(), "{sinks}");
+    assert!(done(&world, &["sink", "list"]).await.starts_with("NAME"));
+}
+
+/// The subjects of the management actions that are in the records, oldest first, each event once.
+fn told_of(events: &[Value]) -> Vec<String> {
+    let (mut seen, mut subjects) = (BTreeSet::new(), Vec::new());
+    for event in events.iter().filter(|event| event["type"] == "admin") {
+        // What a crash interrupted between the journal and the store comes twice.
+        if seen.insert(event["id"].as_str().unwrap()) {
+            subjects.extend(event["admin"]["resource_id"].as_str().map(str::to_owned));
+        }
+    }
+    subjects
+}
+
+#[tokio::test]
+async fn no_management_action_that_was_answered_is_lost_to_a_kill() {
+    let mut world = World::new().await;
+    let mut answered = vec![world.project.clone(), world.token.id.clone()];
+    for round in 0..5 {
+        for number in 0..3 {
+            answered.push(world.project_with(&json!({"name": format!("p{round}-{number}")})).await);
+        }
+        // The last one is answered this very moment.
+        world.product.kill9();
+        world.product.restart().await;
+    }
+    let what = format!("{answered:?} in the records");
+    let all_of_them = |events: &[Value]| {
+        let found = told_of(events);
+        answered.iter().all(|id| found.contains(id)).then_some(found)
+    };
+    let found = world.product.wait_events(&what, all_of_them).await;
+    assert_eq!(found, answered, "each once, in their order");
+}
+
 /// One line on stderr that has these words, nothing on stdout, and this exit code.
 fn refused(case: &str, finished: &Finished, code: i32, words: &[&str]) {
     assert_eq!(finished.code, Some(code), "{case}: {finished:?}");
@@ -139,6 +199,7 @@ async fn what_goes_wrong_is_one_clear_line_and_an_exit_code() {
             &["token", "update", "t", "--max-requests", "abc"],
             ["\"abc\"", "requests from 1 to 9007199254740991"],
         ),
+        ("too few bytes", &["project", "update", "p", "--capture-max-bytes", "10"], ["\"10\"", "from 1024 to 524288"]),
         ("below a range", &["token", "update", "t", "--max-requests", "-1"], ["\"-1\"", "or none"]),
         ("above a range", &["token", "list", "--limit", "201"], ["\"201\"", "rows from 1 to 200"]),
     ] {
@@ -184,6 +245,8 @@ async fn version_and_help_are_answers() {
         (&["server", "--help"], ["LISTEN_ADDR", "--data-dir", "apis:"]),
         (&["demo", "--help"], ["OPENAI_API_KEY", "--listen-addr", "--data-dir"]),
         (&["manage", "--help"], ["project", "token", "MANAGEMENT_TOKEN"]),
+        (&["manage", "project", "create", "--help"], ["--capture", "redacted", "--retention-days"]),
+        (&["manage", "content", "erase", "--help"], ["--before", "--event", "--yes"]),
         (&["manage", "token", "create", "--help"], ["--max-requests", "--duration", "--model"]),
     ] {
         let finished = run_binary(here, arguments, &[]).await;

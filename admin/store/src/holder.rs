@@ -4,6 +4,7 @@ use llm_proxy_core::secret::Secret;
 use llm_proxy_core::token::TokenDigest;
 use sqlx::Row;
 
+use crate::content::ContentPolicy;
 use crate::error::StoreError;
 use crate::provider_keys;
 use crate::store::Store;
@@ -29,6 +30,8 @@ pub struct Holder {
     pub requests_per_minute: Option<u32>,
     /// `None` is every model.
     pub allowed_models: Option<Vec<String>>,
+    /// What the project lets be kept of bodies.
+    pub content: ContentPolicy,
     /// API name and key, by API name.
     pub provider_keys: Vec<(String, Secret)>,
 }
@@ -37,6 +40,8 @@ pub struct Holder {
 const SELECT: &str = "SELECT t.id AS token_id, t.project_id AS project_id, t.is_active AS token_active, \
     p.is_active AS project_active, t.expires_at_us AS expires_at_us, t.max_requests AS max_requests, \
     t.requests_per_minute AS requests_per_minute, t.allowed_models AS allowed_models, \
+    p.content_capture AS content_capture, p.content_max_bytes AS content_max_bytes, \
+    p.content_retention_days AS content_retention_days, \
     k.id AS key_id, k.api AS api, k.version AS key_version, k.sealed AS key_sealed, \
     d.id AS project_key_id, d.sealed AS project_key_sealed \
     FROM tokens t JOIN projects p ON p.id = t.project_id \
@@ -64,6 +69,7 @@ impl Store {
             max_requests: row.try_get("max_requests")?,
             requests_per_minute: row.try_get("requests_per_minute")?,
             allowed_models: allowed_models(row)?,
+            content: ContentPolicy::of_row(row)?,
             project_id,
             provider_keys,
         }))

@@ -33,16 +33,8 @@ pub struct Count {
 }
 
 impl Store {
-    /// Takes the first lease of a token, as [`Self::renew_lease`] takes the next one.
-    ///
-    /// # Errors
-    /// Those of [`Self::renew_lease`].
-    pub async fn take_lease(&self, token_id: &str) -> Result<Lease, StoreError> {
-        self.renew_lease(token_id, 0).await
-    }
-
-    /// Takes the next lease of a token: [`lease_size`] of what remains, once `unused` requests of earlier leases have
-    /// been given back. Both happen or neither does. Whether the token is live is not asked here.
+    /// Takes a lease of a token: [`lease_size`] of what remains, once `unused` requests of earlier leases have been given
+    /// back. Both happen or neither does. Whether the token is live is not asked here.
     ///
     /// A token without a limit gets leases too, and they count: a limit set later starts from what was granted.
     ///
@@ -161,7 +153,7 @@ mod tests {
     async fn lease_all(store: &Store, id: &str) -> u64 {
         let mut sum = 0;
         loop {
-            match store.take_lease(id).await.unwrap().granted {
+            match store.renew_lease(id, 0).await.unwrap().granted {
                 0 => return sum,
                 granted => sum += u64::from(granted),
             }
@@ -200,9 +192,9 @@ mod tests {
         let fixture = Fixture::new().await;
         let id = limited(&fixture, Some(80)).await;
         for (granted, remaining_after) in [(10, 70), (8, 62), (7, 55)] {
-            assert_eq!(fixture.store.take_lease(&id).await.unwrap(), Lease { granted, remaining_after });
+            assert_eq!(fixture.store.renew_lease(&id, 0).await.unwrap(), Lease { granted, remaining_after });
         }
-        assert!(matches!(fixture.store.take_lease("nobody").await.err(), Some(StoreError::NotFound { .. })));
+        assert!(matches!(fixture.store.renew_lease("nobody", 0).await.err(), Some(StoreError::NotFound { .. })));
     }
 
     #[tokio::test]
@@ -247,7 +239,7 @@ mod tests {
     async fn a_limit_set_late_counts_what_was_used_before_it() {
         let fixture = Fixture::new().await;
         let id = limited(&fixture, None).await;
-        assert_eq!(fixture.store.take_lease(&id).await.unwrap(), Lease { granted: 64, remaining_after: u64::MAX });
+        assert_eq!(fixture.store.renew_lease(&id, 0).await.unwrap(), Lease { granted: 64, remaining_after: u64::MAX });
         fixture.store.count("journal", stretch(0, 1, &[count(&id, 90, 1)])).await.unwrap();
         let change = TokenChange { max_requests: Some(Some(100)), ..Default::default() };
         fixture.store.update_token(&id, change).await.unwrap();

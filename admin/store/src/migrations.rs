@@ -13,10 +13,16 @@ use crate::seal::hex;
 const MIGRATIONS: &[(i64, &str)] = &[
     (1, include_str!("../migrations/sqlite/0001_first.sql")),
     (2, include_str!("../migrations/sqlite/0002_usage.sql")),
+    (3, include_str!("../migrations/sqlite/0003_content_and_outbox.sql")),
 ];
 
 /// Brings the schema up to date. The caller holds the write transaction: all of it happens or none.
 pub(crate) async fn apply(connection: &mut SqliteConnection, now_us: i64) -> Result<(), StoreError> {
+    apply_up_to(connection, MIGRATIONS.len(), now_us).await
+}
+
+/// Applies those of the first `count` migrations that were not.
+async fn apply_up_to(connection: &mut SqliteConnection, count: usize, now_us: i64) -> Result<(), StoreError> {
     let history = "CREATE TABLE IF NOT EXISTS schema_migrations \
         (version INTEGER NOT NULL PRIMARY KEY, checksum TEXT NOT NULL, applied_at_us INTEGER NOT NULL)";
     sqlx::query(history).execute(&mut *connection).await?;
@@ -25,7 +31,7 @@ pub(crate) async fn apply(connection: &mut SqliteConnection, now_us: i64) -> Res
             .fetch_all(&mut *connection)
             .await?;
     check_history(&applied)?;
-    for (version, sql) in MIGRATIONS.iter().skip(applied.len()) {
+    for (version, sql) in MIGRATIONS.iter().take(count).skip(applied.len()) {
         (&mut *connection).execute(sqlx::raw_sql(*sql)).await?;
         sqlx::query("INSERT INTO schema_migrations (version, checksum, applied_at_us) VALUES (?, ?, ?)")
             .bind(*version)
@@ -62,7 +68,27 @@ fn checksum(sql: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::Connection;
+
     use super::*;
+    use crate::ContentPolicy;
+    use crate::database::{Database, WRITE};
+    use crate::testing::url;
+
+    #[tokio::test]
+    async fn a_project_from_before_there_was_a_choice_keeps_what_it_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(&url(&folder)).await.unwrap();
+        let mut connection = database.writer().await.unwrap();
+        let mut transaction = connection.begin_with(WRITE).await.unwrap();
+        apply_up_to(&mut transaction, 2, 1).await.unwrap();
+        let insert =
+            "INSERT INTO projects (id, name, is_active, created_at_us, updated_at_us) VALUES ('p', 'a', 1, 1, 1)";
+        sqlx::query(insert).execute(&mut *transaction).await.unwrap();
+        apply_up_to(&mut transaction, MIGRATIONS.len(), 2).await.unwrap();
+        let row = sqlx::query("SELECT * FROM projects").fetch_one(&mut *transaction).await.unwrap();
+        assert_eq!(ContentPolicy::of_row(&row).unwrap(), ContentPolicy::default());
+    }
 
     #[test]
     fn a_foreign_history_is_refused() {

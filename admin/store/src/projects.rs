@@ -6,8 +6,10 @@ use sqlx::{Connection, Row, SqliteConnection};
 use uuid::Uuid;
 
 use crate::changes::{self, ChangeKind};
+use crate::content::{ContentChange, ContentPolicy};
 use crate::database::WRITE;
 use crate::error::{StoreError, is_taken};
+use crate::outbox::Mutation;
 use crate::page::{Page, Paged};
 use crate::provider_keys::{self, ProjectKey, ProviderKeyInfo};
 use crate::store::{Store, now_us, to_its_end};
@@ -21,6 +23,8 @@ pub struct Project {
     pub name: String,
     /// Whether its tokens are served.
     pub is_active: bool,
+    /// What it lets be kept of bodies.
+    pub content: ContentPolicy,
     /// One per API that has a key, by API name.
     pub provider_keys: Vec<ProviderKeyInfo>,
     /// Microseconds since the epoch.
@@ -36,6 +40,8 @@ pub struct NewProject {
     pub name: String,
     /// Whether its tokens are served.
     pub is_active: bool,
+    /// What it lets be kept of bodies.
+    pub content: ContentPolicy,
     /// API name and key.
     pub provider_keys: Vec<(String, Secret)>,
 }
@@ -47,6 +53,8 @@ pub struct ProjectChange {
     pub name: Option<String>,
     /// On or off.
     pub is_active: Option<bool>,
+    /// What it lets be kept of bodies.
+    pub content: ContentChange,
     /// API name and key, added or replaced.
     pub set_keys: Vec<(String, Secret)>,
     /// API names whose keys are forgotten, before `set_keys` are set.
@@ -80,8 +88,8 @@ impl Store {
     /// [`StoreError::Invalid`] for a cursor that no page gave.
     pub async fn projects(&self, page: Page) -> Result<Paged<Project>, StoreError> {
         let mut reader = self.database().reader().await?;
-        let select = "SELECT id, name, is_active, created_at_us, updated_at_us FROM projects \
-            WHERE id > ? ORDER BY id LIMIT ?";
+        let select = "SELECT id, name, is_active, content_capture, content_max_bytes, content_retention_days, \
+            created_at_us, updated_at_us FROM projects WHERE id > ? ORDER BY id LIMIT ?";
         let rows = sqlx::query(select).bind(page.after()?).bind(page.rows_to_read()).fetch_all(&mut *reader).await?;
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
             return Ok(Paged { data: Vec::new(), next_cursor: None });
@@ -90,6 +98,16 @@ impl Store {
         let keys = provider_keys::infos(&mut reader, first, last).await?;
         let projects = rows.iter().map(|row| project(row, &keys)).collect::<Result<Vec<_>, _>>()?;
         Ok(page.cut(projects, |project| project.id.as_str()))
+    }
+
+    /// How many days each project keeps bodies that were kept, by project id; without those that set no limit.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn retentions(&self) -> Result<Vec<(String, u32)>, StoreError> {
+        let select = "SELECT id, content_retention_days FROM projects \
+            WHERE content_retention_days IS NOT NULL ORDER BY id";
+        Ok(sqlx::query_as(select).fetch_all(self.database().readers()).await?)
     }
 
     /// Changes a project and tells the feed, even if only its name changed. `None`: there is no such project.
@@ -102,16 +120,22 @@ impl Store {
     }
 }
 
-const SELECT_ONE: &str = "SELECT id, name, is_active, created_at_us, updated_at_us FROM projects WHERE id = ?";
+const SELECT_ONE: &str = "SELECT id, name, is_active, content_capture, content_max_bytes, content_retention_days, \
+    created_at_us, updated_at_us FROM projects WHERE id = ?";
 
 async fn create(store: &Store, new: &NewProject) -> Result<Project, StoreError> {
     let (id, now_us) = (Uuid::now_v7().to_string(), now_us());
     let mut connection = store.database().writer().await?;
     let mut transaction = connection.begin_with(WRITE).await?;
-    sqlx::query("INSERT INTO projects (id, name, is_active, created_at_us, updated_at_us) VALUES (?, ?, ?, ?, ?)")
+    let insert = "INSERT INTO projects (id, name, is_active, content_capture, content_max_bytes, \
+        content_retention_days, created_at_us, updated_at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+    sqlx::query(insert)
         .bind(id.as_str())
         .bind(new.name.as_str())
         .bind(new.is_active)
+        .bind(new.content.capture.name())
+        .bind(new.content.max_bytes)
+        .bind(new.content.retention_days)
         .bind(now_us)
         .bind(now_us)
         .execute(&mut *transaction)
@@ -124,6 +148,7 @@ async fn create(store: &Store, new: &NewProject) -> Result<Project, StoreError> 
     let made = read(&mut transaction, &id).await?.ok_or(StoreError::NotFound { what: "the project" })?;
     let kind = ChangeKind::Project { id, is_active: made.is_active };
     let change = changes::record(&mut transaction, kind, now_us).await?;
+    store.record(&mut transaction, Mutation::Project { before: None, after: &made }).await?;
     transaction.commit().await?;
     store.announce(change);
     Ok(made)
@@ -135,9 +160,15 @@ async fn update(store: &Store, id: &str, change: &ProjectChange) -> Result<Optio
     let mut transaction = connection.begin_with(WRITE).await?;
     let Some(kept) = read(&mut transaction, id).await? else { return Ok(None) };
     let is_active = change.is_active.unwrap_or(kept.is_active);
-    sqlx::query("UPDATE projects SET name = ?, is_active = ?, updated_at_us = ? WHERE id = ?")
+    let content = kept.content.with(change.content);
+    let update = "UPDATE projects SET name = ?, is_active = ?, content_capture = ?, content_max_bytes = ?, \
+        content_retention_days = ?, updated_at_us = ? WHERE id = ?";
+    sqlx::query(update)
         .bind(change.name.as_deref().unwrap_or(&kept.name))
         .bind(is_active)
+        .bind(content.capture.name())
+        .bind(content.max_bytes)
+        .bind(content.retention_days)
         .bind(now_us)
         .bind(id)
         .execute(&mut *transaction)
@@ -152,12 +183,17 @@ async fn update(store: &Store, id: &str, change: &ProjectChange) -> Result<Optio
             provider_keys::set(&mut transaction, &key, id, (api.as_str(), secret), now_us).await?;
         }
     }
-    let changed = read(&mut transaction, id).await?;
+    let changed = read(&mut transaction, id).await?.ok_or(StoreError::NotFound { what: "the project" })?;
+    // A key that was set is a new one, whatever can be seen of it; when it was changed last is no change by itself.
+    let is_same = change.set_keys.is_empty() && Project { updated_at_us: now_us, ..kept.clone() } == changed;
+    if !is_same {
+        store.record(&mut transaction, Mutation::Project { before: Some(&kept), after: &changed }).await?;
+    }
     let kind = ChangeKind::Project { id: id.to_owned(), is_active };
     let change = changes::record(&mut transaction, kind, now_us).await?;
     transaction.commit().await?;
     store.announce(change);
-    Ok(changed)
+    Ok(Some(changed))
 }
 
 async fn read(connection: &mut SqliteConnection, id: &str) -> Result<Option<Project>, StoreError> {
@@ -173,6 +209,7 @@ fn project(row: &SqliteRow, keys: &[(String, ProviderKeyInfo)]) -> Result<Projec
         id,
         name: row.try_get("name")?,
         is_active: row.try_get("is_active")?,
+        content: ContentPolicy::of_row(row)?,
         provider_keys,
         created_at_us: row.try_get("created_at_us")?,
         updated_at_us: row.try_get("updated_at_us")?,

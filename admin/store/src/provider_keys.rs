@@ -183,7 +183,7 @@ mod tests {
     async fn a_provider_key_is_nowhere_in_the_files() {
         let fixture = Fixture::new().await;
         let provider_keys = keys(&[("openai", "sk-canary-0123456789")]);
-        let new = NewProject { name: "one".to_owned(), is_active: true, provider_keys };
+        let new = NewProject { provider_keys, ..Fixture::new_project("one") };
         fixture.store.create_project(new).await.unwrap();
         for file in std::fs::read_dir(fixture.folder.path()).unwrap() {
             let octets = std::fs::read(file.unwrap().path()).unwrap();
@@ -199,7 +199,7 @@ mod tests {
                 ("one", keys(&[("openai", "sk-one-0123456789"), ("anthropic", "sk-ant-0123456789")])),
                 ("two", keys(&[("elsewhere", "sk-two-0123456789")])),
             ] {
-                let new = NewProject { name: name.to_owned(), is_active: true, provider_keys: apis };
+                let new = NewProject { provider_keys: apis, ..Fixture::new_project(name) };
                 let project = fixture.store.create_project(new).await.unwrap();
                 let (_, token) = fixture.store.create_token(Fixture::new_token(&project.id)).await.unwrap();
                 let digest = fixture.store.pepper().digest(&token);

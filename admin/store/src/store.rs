@@ -5,12 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use llm_proxy_core::token::Pepper;
 use sqlx::Connection;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 use crate::changes::{self, Change};
 use crate::database::{Database, WRITE};
 use crate::error::StoreError;
 use crate::migrations;
+use crate::outbox::Recorder;
 use crate::root_key::RootKey;
 use crate::seal::SealingKey;
 use crate::secrets::{self, Secrets};
@@ -23,12 +24,15 @@ const FEED_CAPACITY: usize = 1_024;
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// What tells of the changes that are made through this handle ([`Store::audited`]).
+    recorder: Option<Recorder>,
 }
 
 struct Inner {
     database: Database,
     secrets: Secrets,
     feed: broadcast::Sender<Change>,
+    outbox_bell: Notify,
     last_try: LastTry,
 }
 
@@ -45,7 +49,8 @@ impl Store {
         let database = Database::open(url).await?;
         let secrets = prepare(&database, root_key).await.map_err(|error| database.at_start(error))?;
         let (feed, _) = broadcast::channel(FEED_CAPACITY);
-        Ok(Self { inner: Arc::new(Inner { database, secrets, feed, last_try: LastTry::default() }) })
+        let inner = Inner { database, secrets, feed, outbox_bell: Notify::new(), last_try: LastTry::default() };
+        Ok(Self { inner: Arc::new(inner), recorder: None })
     }
 
     /// The key of token digests.
@@ -102,9 +107,25 @@ impl Store {
         &self.inner.last_try
     }
 
-    /// Tells subscribers of a committed change. Called while the writer connection is still held, so that they hear
-    /// changes in the order of their numbers.
+    pub(crate) fn with_recorder(&self, recorder: Recorder) -> Self {
+        Self { inner: Arc::clone(&self.inner), recorder: Some(recorder) }
+    }
+
+    pub(crate) fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_ref()
+    }
+
+    /// Rings when the outbox has grown.
+    pub(crate) fn outbox_bell(&self) -> &Notify {
+        &self.inner.outbox_bell
+    }
+
+    /// Tells subscribers of a committed change, and whoever carries what tells of it. Called while the writer connection
+    /// is still held, so that they hear changes in the order of their numbers.
     pub(crate) fn announce(&self, change: Change) {
+        if self.recorder.is_some() {
+            self.inner.outbox_bell.notify_one();
+        }
         // An error means that nobody listens.
         let _ = self.inner.feed.send(change);
     }
@@ -149,7 +170,7 @@ mod tests {
         let (project, secret) = fixture.token().await;
         let digest = fixture.store.pepper().digest(&secret);
         let before = fixture.store.holder(&digest).await.unwrap().unwrap();
-        let lease = fixture.store.take_lease(&before.token_id).await.unwrap();
+        let lease = fixture.store.renew_lease(&before.token_id, 0).await.unwrap();
         fixture.store.close().await;
 
         let reopened = Store::open(&url(&fixture.folder), &root_key(1)).await.unwrap();
@@ -157,7 +178,7 @@ mod tests {
         assert_eq!(reopened.project(&project.id).await.unwrap().unwrap(), project);
         let after = reopened.holder(&digest).await.unwrap().unwrap();
         assert_eq!((after.token_id, after.provider_keys), (before.token_id.clone(), before.provider_keys));
-        assert!(reopened.take_lease(&before.token_id).await.unwrap().remaining_after <= lease.remaining_after);
+        assert!(reopened.renew_lease(&before.token_id, 0).await.unwrap().remaining_after <= lease.remaining_after);
         assert_eq!(reopened.changes_after(0).await.unwrap().len(), 2);
     }
 
@@ -176,7 +197,7 @@ mod tests {
         assert!(fixture.store.ping().await.is_ok());
         fixture.store.close().await;
         assert!(matches!(fixture.store.ping().await, Err(StoreError::Unavailable(_))));
-        let refused = fixture.store.take_lease("any").await;
+        let refused = fixture.store.renew_lease("any", 0).await;
         assert!(matches!(refused.err(), Some(StoreError::Unavailable(_))));
     }
 
@@ -197,7 +218,7 @@ mod tests {
         assert!(matches!(&refused, Some(StoreError::Unavailable(cause)) if cause.contains("full")), "{refused:?}");
 
         let seq = fixture.store.change_position().await.unwrap();
-        assert!(fixture.store.take_lease(&token.id).await.unwrap().granted > 0);
+        assert!(fixture.store.renew_lease(&token.id, 0).await.unwrap().granted > 0);
         assert!(fixture.store.revoke_token(&token.id).await.unwrap());
         assert!(fixture.store.create_token(Fixture::new_token(&project.id)).await.is_ok());
         assert_eq!(fixture.store.change_position().await.unwrap(), seq + 2, "what was refused took no number");

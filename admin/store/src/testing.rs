@@ -4,7 +4,7 @@ use llm_proxy_core::secret::Secret;
 use llm_proxy_core::token::ProxyToken;
 use tempfile::TempDir;
 
-use crate::{NewProject, NewToken, Project, RootKey, Store};
+use crate::{ContentPolicy, NewProject, NewToken, Project, RootKey, Store};
 
 pub(crate) struct Fixture {
     pub folder: TempDir,
@@ -30,7 +30,7 @@ impl Fixture {
 
     pub(crate) fn new_project(name: &str) -> NewProject {
         let provider_keys = vec![("openai".to_owned(), Secret::new("sk-live-0123456789"))];
-        NewProject { name: name.to_owned(), is_active: true, provider_keys }
+        NewProject { name: name.to_owned(), is_active: true, content: ContentPolicy::default(), provider_keys }
     }
 
     /// Without limits, and expired long ago: the store does not judge.

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::changes::{self, ChangeKind};
 use crate::database::WRITE;
 use crate::error::StoreError;
+use crate::outbox::Mutation;
 use crate::page::{Page, Paged};
 use crate::seal;
 use crate::store::{Store, now_us, to_its_end};
@@ -183,6 +184,7 @@ async fn create(store: &Store, new: NewToken) -> Result<(Token, ProxyToken), Sto
         .await?;
     let kind = ChangeKind::Token { id: made.id.clone(), digest, is_active: made.is_active };
     let change = changes::record(&mut transaction, kind, made.created_at_us).await?;
+    store.record(&mut transaction, Mutation::Token { before: None, after: &made }).await?;
     transaction.commit().await?;
     store.announce(change);
     Ok((made, secret))
@@ -199,7 +201,7 @@ async fn update(store: &Store, id: &str, change: TokenChange) -> Result<Option<T
         max_requests: change.max_requests.unwrap_or(kept.max_requests),
         requests_per_minute: change.requests_per_minute.unwrap_or(kept.requests_per_minute),
         allowed_models: change.allowed_models.unwrap_or_else(|| kept.allowed_models.clone()),
-        ..kept
+        ..kept.clone()
     };
     let update = "UPDATE tokens SET is_active = ?, max_requests = ?, requests_per_minute = ?, allowed_models = ? \
         WHERE id = ?";
@@ -211,6 +213,9 @@ async fn update(store: &Store, id: &str, change: TokenChange) -> Result<Option<T
         .bind(id)
         .execute(&mut *transaction)
         .await?;
+    if changed != kept {
+        store.record(&mut transaction, Mutation::Token { before: Some(&kept), after: &changed }).await?;
+    }
     let kind = ChangeKind::Token { id: id.to_owned(), digest: changes::digest(&row)?, is_active: changed.is_active };
     let change = changes::record(&mut transaction, kind, now_us()).await?;
     transaction.commit().await?;
@@ -223,10 +228,13 @@ async fn revoke(store: &Store, id: &str) -> Result<bool, StoreError> {
     let mut transaction = connection.begin_with(WRITE).await?;
     let row = sqlx::query(SELECT_ONE).bind(id).fetch_optional(&mut *transaction).await?;
     let Some(row) = row else { return Ok(false) };
-    if !row.try_get::<bool, _>("is_active")? {
+    let kept = token(&row)?;
+    if !kept.is_active {
         return Ok(true);
     }
     sqlx::query("UPDATE tokens SET is_active = ? WHERE id = ?").bind(false).bind(id).execute(&mut *transaction).await?;
+    let revoked = Token { is_active: false, ..kept.clone() };
+    store.record(&mut transaction, Mutation::Token { before: Some(&kept), after: &revoked }).await?;
     let kind = ChangeKind::Token { id: id.to_owned(), digest: changes::digest(&row)?, is_active: false };
     let change = changes::record(&mut transaction, kind, now_us()).await?;
     transaction.commit().await?;
@@ -251,14 +259,16 @@ async fn revoke_all(store: &Store, project_id: &str) -> Result<Option<Revoked>, 
         .execute(&mut *transaction)
         .await?
         .rows_affected();
+    let already_revoked_count = total_tokens.saturating_sub(revoked_count);
+    let revoked = Revoked { revoked_count, already_revoked_count, total_tokens };
     if revoked_count > 0 {
+        store.record(&mut transaction, Mutation::TokensRevoked { project_id, revoked: &revoked }).await?;
         let kind = ChangeKind::TokensRevoked { project_id: project_id.to_owned() };
         let change = changes::record(&mut transaction, kind, now_us()).await?;
         transaction.commit().await?;
         store.announce(change);
     }
-    let already_revoked_count = total_tokens.saturating_sub(revoked_count);
-    Ok(Some(Revoked { revoked_count, already_revoked_count, total_tokens }))
+    Ok(Some(revoked))
 }
 
 async fn project_exists(connection: &mut SqliteConnection, project_id: &str) -> Result<bool, StoreError> {

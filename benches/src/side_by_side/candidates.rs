@@ -30,18 +30,28 @@ pub enum Program {
     BareJemalloc,
     /// `llm-proxy server` with everything on.
     LlmProxy,
+    /// The same with a journal that makes no system call on the way of a request: the difference is the durable one's.
+    LlmProxyLossy,
 }
 
 impl Program {
     /// All of them, the baseline first.
-    pub const ALL: [Self; 3] = [Self::Bare, Self::BareJemalloc, Self::LlmProxy];
+    pub const ALL: [Self; 4] = [Self::Bare, Self::BareJemalloc, Self::LlmProxy, Self::LlmProxyLossy];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LlmProxyLossy => "llm-proxy-lossy",
+            Self::Bare | Self::BareJemalloc | Self::LlmProxy => self.file(),
+        }
+    }
 
     /// The name of its file.
-    pub const fn file(self) -> &'static str {
+    const fn file(self) -> &'static str {
         match self {
             Self::Bare => BASELINE,
             Self::BareJemalloc => "bare-pingora-jemalloc",
-            Self::LlmProxy => "llm-proxy",
+            Self::LlmProxy | Self::LlmProxyLossy => "llm-proxy",
         }
     }
 }
@@ -115,13 +125,14 @@ impl Stage {
     pub async fn start(&self, program: Program, wrapper: &[OsString]) -> Result<Proxy> {
         match program {
             Program::Bare | Program::BareJemalloc => self.start_bare(program, wrapper).await,
-            Program::LlmProxy => self.start_llm_proxy(wrapper).await,
+            Program::LlmProxy => self.start_llm_proxy(program, "durable", wrapper).await,
+            Program::LlmProxyLossy => self.start_llm_proxy(program, "lossy", wrapper).await,
         }
     }
 
     fn child(&self, program: Program, wrapper: &[OsString], arguments: &[OsString], dir: &Path) -> Result<Child> {
         Child::start(&Launch {
-            name: program.file(),
+            name: program.name(),
             cpu: self.proxy_cpu,
             wrapper,
             program: &self.programs.join(program.file()),
@@ -140,7 +151,7 @@ impl Stage {
         Ok(Proxy { lanes: vec![lane], _child: child })
     }
 
-    async fn start_llm_proxy(&self, wrapper: &[OsString]) -> Result<Proxy> {
+    async fn start_llm_proxy(&self, program: Program, journal_mode: &str, wrapper: &[OsString]) -> Result<Proxy> {
         // Each start has a folder of its own, so that nothing of an earlier one is read.
         let dir = tempfile::tempdir_in(self.folder())?.keep();
         let data_dir = dir.join("data");
@@ -152,7 +163,7 @@ impl Stage {
         );
         std::fs::write(&config, apis)?;
         let (addr, admin_addr) = (free_addr()?, free_addr()?);
-        let arguments: [OsString; 9] = [
+        let arguments: [OsString; 11] = [
             "server".into(),
             "--config".into(),
             config.into(),
@@ -162,8 +173,10 @@ impl Stage {
             admin_addr.to_string().into(),
             "--data-dir".into(),
             data_dir.clone().into(),
+            "--journal-mode".into(),
+            journal_mode.into(),
         ];
-        let mut child = self.child(Program::LlmProxy, wrapper, &arguments, &dir)?;
+        let mut child = self.child(program, wrapper, &arguments, &dir)?;
         child.accepts(addr).await?;
         child.accepts(admin_addr).await?;
         while !is_ready(admin_addr).await {
@@ -189,7 +202,10 @@ impl Stage {
         let records = Rc::new(Records::new(data_dir.join("events.jsonl"))?);
         let lane =
             |name, credential| Lane { name, addr, credential, pid: child.pid(), records: Some(Rc::clone(&records)) };
-        let lanes = vec![lane("llm-proxy", with_model_list), lane("llm-proxy, no model list", streamed_through)];
+        let lanes = match program {
+            Program::LlmProxyLossy => vec![lane("llm-proxy, lossy journal", with_model_list)],
+            _ => vec![lane("llm-proxy", with_model_list), lane("llm-proxy, no model list", streamed_through)],
+        };
         Ok(Proxy { lanes, _child: child })
     }
 }

@@ -11,6 +11,7 @@ use crate::candidates::{Lane, Program, Stage};
 use crate::child::command;
 use crate::figures::{Figure, Table, set_ratios};
 use crate::loads::{Amount, Kind, Load};
+use crate::recording;
 
 /// Paced streams are left out: callgrind slows the proxy fifty times, and the pace with it.
 fn amounts(kind: Kind) -> Option<(Amount, Amount)> {
@@ -22,15 +23,24 @@ fn amounts(kind: Kind) -> Option<(Amount, Amount)> {
     }
 }
 
+/// What was counted.
+pub struct Counted {
+    /// All instructions, and those among them that the records take.
+    pub tables: [Table; 2],
+    /// Why the second table is not to be trusted.
+    pub complaints: Vec<String>,
+}
+
 /// Measures every candidate, one process after the other.
 ///
 /// # Errors
 /// When valgrind is missing or its answer is not understood.
-pub async fn measure(stage: &Stage, loads: &[Load]) -> Result<Table> {
-    let mut figures = Vec::new();
+pub async fn measure(stage: &Stage, loads: &[Load]) -> Result<Counted> {
+    let (mut figures, mut of_records) = (Vec::new(), Vec::new());
+    let mut complaints = Vec::new();
     for program in Program::ALL {
-        let callgrind = Callgrind::new(stage.folder(), program.file());
-        eprintln!("callgrind: {} starts", program.file());
+        let callgrind = Callgrind::new(stage.folder(), program.name());
+        eprintln!("callgrind: {} starts", program.name());
         let proxy = stage.start(program, &callgrind.wrapper()).await?;
         let mut dumps = 0_u32;
         for load in loads {
@@ -38,15 +48,24 @@ pub async fn measure(stage: &Stage, loads: &[Load]) -> Result<Table> {
             for lane in &proxy.lanes {
                 eprintln!("callgrind: {}, {}", load.kind.name(), lane.name);
                 dumps = dumps.saturating_add(1);
-                figures.push(count(&callgrind, lane, load, warm_up, amount, dumps).await?);
+                let (figure, dump) = count(&callgrind, lane, load, warm_up, amount, dumps).await?;
+                if lane.records.is_some() {
+                    let (of_record, complaint) = recording::figure(&figure, &dump)?;
+                    of_records.push(of_record);
+                    complaints.extend(complaint);
+                }
+                figures.push(figure);
             }
         }
     }
     // By load, as the other tables are; within a load the order stays.
-    figures.sort_by_key(|figure| Kind::ALL.iter().position(|kind| kind.name() == figure.load));
+    for figures in [&mut figures, &mut of_records] {
+        figures.sort_by_key(|figure| Kind::ALL.iter().position(|kind| kind.name() == figure.load));
+    }
     set_ratios(&mut figures);
     let title = "User instructions per exchange (callgrind), work after the answer included".to_owned();
-    Ok(Table { name: "instructions", title, decimals: 0, figures })
+    let all = Table { name: "instructions", title, decimals: 0, figures };
+    Ok(Counted { tables: [all, recording::table(of_records)], complaints })
 }
 
 async fn count(
@@ -56,13 +75,14 @@ async fn count(
     warm_up: Amount,
     amount: Amount,
     dump: u32,
-) -> Result<Figure> {
+) -> Result<(Figure, String)> {
     let warmed = load.run(lane, warm_up).await?;
     callgrind.order(lane.pid, "zero")?;
     let outcome = load.run(lane, amount).await?;
     callgrind.order(lane.pid, "dump")?;
-    let instructions = callgrind.instructions(dump)?;
-    Ok(Figure {
+    let dump = callgrind.dump(dump)?;
+    let instructions = summary(&dump)?;
+    let figure = Figure {
         load: load.kind.name(),
         candidate: lane.name,
         value: instructions as f64 / outcome.exchanges as f64,
@@ -70,7 +90,8 @@ async fn count(
         ratio: f64::NAN,
         errors: warmed.errors.saturating_add(outcome.errors),
         details: json!({ "instructions": instructions, "exchanges": outcome.exchanges }),
-    })
+    };
+    Ok((figure, dump))
 }
 
 /// One process under callgrind.
@@ -101,19 +122,19 @@ impl Callgrind {
         Ok(())
     }
 
-    fn instructions(&self, dump: u32) -> Result<u64> {
+    fn dump(&self, dump: u32) -> Result<String> {
         let mut path = self.out.clone().into_os_string();
         path.push(format!(".{dump}"));
         let path = PathBuf::from(path);
-        let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-        summary(&text).with_context(|| format!("{} states no summary", path.display()))
+        std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))
     }
 }
 
 /// The sum over all threads since the counters were zero. Not `totals`: those also hold what calls running at that
 /// moment had cost before it.
-fn summary(dump: &str) -> Option<u64> {
-    dump.lines().find_map(|line| line.strip_prefix("summary:"))?.trim().parse().ok()
+fn summary(dump: &str) -> Result<u64> {
+    let stated = dump.lines().find_map(|line| line.strip_prefix("summary:")?.trim().parse().ok());
+    stated.context("callgrind's dump states no summary")
 }
 
 #[cfg(test)]
@@ -123,7 +144,7 @@ mod tests {
     #[test]
     fn the_summary_counts_not_the_totals() {
         let dump = "# callgrind format\nversion: 1\nevents: Ir\nsummary: 902625\n\nfn=(1)\n1 2\ntotals: 2926758\n";
-        assert_eq!(summary(dump), Some(902_625));
-        assert_eq!(summary("totals: 1\n"), None);
+        assert_eq!(summary(dump).unwrap(), 902_625);
+        assert!(summary("totals: 1\n").is_err());
     }
 }

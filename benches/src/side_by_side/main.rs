@@ -16,6 +16,7 @@ mod cpu;
 mod figures;
 mod instructions;
 mod loads;
+mod recording;
 mod records;
 mod syscalls;
 
@@ -137,7 +138,9 @@ async fn measure(arguments: &Arguments) -> Result<Found> {
         }
     }
     if arguments.callgrind {
-        tables.push(instructions::measure(&stage, &loads).await?);
+        let counted = instructions::measure(&stage, &loads).await?;
+        tables.extend(counted.tables);
+        complaints.extend(counted.complaints);
     }
     for table in tables.iter().filter(|table| table.errors() > 0) {
         complaints.push(format!("{}: {} exchanges failed or had other bytes", table.name, table.errors()));

@@ -2,23 +2,24 @@
 //!
 //! Fields stand in one fixed order and are always all there: a column that is `null` in one line and absent in the
 //! next is a trap for whoever loads the file into a table. The provider's usage object is embedded as it came, digit
-//! for digit, because re-writing `1e3` as `1000.0` would no longer be what the provider said.
+//! for digit, because re-writing `1e3` as `1000.0` would no longer be what the provider said; bodies likewise.
 //!
 //! Every exchange passes here, so the line is written by hand, names and commas as constants. A derived serializer
 //! costs several times as many instructions; it writes the same lines in the tests, to compare.
 
+mod embedded;
 mod line;
 #[cfg(test)]
 mod oracle;
-mod provider;
 
-use super::{Cost, Exchange, Source, Times, Usage};
+use super::{AdminAction, Body, Content, Cost, Exchange, Source, Times, Usage};
 use line::Line;
 
 /// Writes `exchange` as one JSON object with the field names of the record. No line break in it, none after it.
 ///
-/// Unknown is `null`. A provider's usage object that is not valid JSON is `null` too; line breaks between its tokens
-/// become spaces, everything else in it stays byte for byte.
+/// Unknown is `null`. A provider's usage object that is not valid JSON is `null` too; a body, or a resource, that
+/// should be JSON and is not becomes a text. In what is valid, line breaks between tokens become spaces, everything
+/// else stays byte for byte.
 pub fn to_json_line(exchange: &Exchange) -> Vec<u8> {
     let mut json = Vec::with_capacity(1_280);
     append_json_line(exchange, &mut json);
@@ -56,8 +57,15 @@ pub fn append_json_line(exchange: &Exchange, json: &mut Vec<u8>) {
     line.number(r#","attempt":"#, exchange.attempt.map(u64::from));
     line.number(r#","count":"#, Some(exchange.count.max(1)));
     line.map(r#","tags":"#, Some(exchange.tags.iter().map(|(tag, value)| (tag.as_str(), value.as_str()))));
-    // No policy captures content, so it is always null.
-    line.raw(r#","content":null}"#);
+    match (&exchange.content, &exchange.admin) {
+        // All exchanges, but for those of projects that have asked for more.
+        (None, None) => line.raw(r#","content":null,"admin":null}"#),
+        (content, admin) => {
+            append_content(&mut line, content.as_ref());
+            append_admin(&mut line, admin.as_ref());
+            line.raw("}");
+        }
+    }
 }
 
 fn append_usage(line: &mut Line<'_>, usage: &Usage) {
@@ -72,7 +80,7 @@ fn append_usage(line: &mut Line<'_>, usage: &Usage) {
     line.number(r#","reasoning_output_tokens":"#, usage.reasoning_output_tokens);
     line.number(r#","audio_input_tokens":"#, usage.audio_input_tokens);
     line.number(r#","audio_output_tokens":"#, usage.audio_output_tokens);
-    line.json(r#","provider":"#, usage.provider_json.as_deref().and_then(provider::checked));
+    line.json(r#","provider":"#, usage.provider_json.as_deref().and_then(embedded::checked));
     line.raw("}");
 }
 
@@ -91,13 +99,55 @@ fn append_times(line: &mut Line<'_>, times: &Times) {
     line.raw("}");
 }
 
+fn append_content(line: &mut Line<'_>, content: Option<&Content>) {
+    let Some(content) = content else { return line.raw(r#","content":null"#) };
+    line.name(r#","content":{"policy":"#, content.policy().name());
+    append_body(line, r#","request":"#, content.request.as_ref());
+    append_body(line, r#","response":"#, content.response.as_ref());
+    line.raw("}");
+}
+
+fn append_body(line: &mut Line<'_>, before: &str, body: Option<&Body>) {
+    line.raw(before);
+    let Some(body) = body else { return line.raw("null") };
+    line.text(r#"{"content_type":"#, body.content_type.as_deref());
+    line.number(r#","bytes":"#, Some(body.bytes));
+    line.truth(r#","truncated":"#, Some(body.truncated));
+    match &body.json {
+        Some(json) => append_embedded(line, r#","body":"#, Some(json)),
+        None => line.text(r#","body":"#, body.text.as_deref()),
+    }
+    line.text(r#","sha256":"#, body.sha256.as_deref());
+    line.text(r#","omitted":"#, body.omitted.as_deref());
+    line.raw("}");
+}
+
+fn append_admin(line: &mut Line<'_>, admin: Option<&AdminAction>) {
+    let Some(admin) = admin else { return line.raw(r#","admin":null"#) };
+    line.text(r#","admin":{"action":"#, Some(&admin.action));
+    line.text(r#","actor":"#, Some(&admin.actor));
+    line.text(r#","resource":"#, Some(&admin.resource));
+    line.text(r#","resource_id":"#, admin.resource_id.as_deref());
+    append_embedded(line, r#","before":"#, admin.before_json.as_deref());
+    append_embedded(line, r#","after":"#, admin.after_json.as_deref());
+    line.raw("}");
+}
+
+/// JSON as it came, or as a text where it turns out to be none.
+fn append_embedded(line: &mut Line<'_>, before: &str, json: Option<&[u8]>) {
+    match (json, json.and_then(embedded::checked)) {
+        (Some(json), None) => line.text(before, Some(&String::from_utf8_lossy(json))),
+        (_, value) => line.json(before, value),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
-    use super::super::{EventType, Outcome, SCHEMA};
+    use super::super::{CapturePolicy, EventType, Outcome, SCHEMA};
     use super::*;
 
     fn rfc3339(microseconds: i64) -> Option<String> {
@@ -133,7 +183,7 @@ mod tests {
             r#""last_byte_ms":null},"#,
             r#""chunks":null,"request_bytes":null,"response_bytes":null,"finish_reasons":null,"#,
             r#""client_address":null,"client_request_id":null,"provider_request_id":null,"attempt":null,"count":1,"#,
-            r#""tags":{},"content":null}"#,
+            r#""tags":{},"content":null,"admin":null}"#,
         );
         assert_eq!(text(&exchange), expected);
     }
@@ -190,6 +240,31 @@ mod tests {
             attempt: Some(1),
             count: 12,
             tags: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
+            content: Some(Content {
+                policy: CapturePolicy::Redacted.into(),
+                request: Some(Body {
+                    content_type: some("application/json"),
+                    bytes: 23,
+                    json: Some(b"{\"b\": 1.0,\n\"a\":\"\\u00e9\"}".to_vec()),
+                    ..Body::default()
+                }),
+                response: Some(Body {
+                    bytes: 70_000,
+                    truncated: true,
+                    text: some("{\"choices\":["),
+                    sha256: some("e3b0"),
+                    omitted: some("too long"),
+                    ..Body::default()
+                }),
+            }),
+            admin: Some(AdminAction {
+                action: "token.update".to_owned(),
+                actor: "management_token".to_owned(),
+                resource: "token".to_owned(),
+                resource_id: some("t1"),
+                before_json: Some(br#"{"is_active": true}"#.to_vec()),
+                after_json: None,
+            }),
         };
         let expected = concat!(
             r#"{"id":"an-id","type":"admin","schema":1,"project_id":"a-project","token_id":"a-token","#,
@@ -205,7 +280,14 @@ mod tests {
             r#""first_chunk_ms":12.0,"last_byte_ms":3600000.001},"#,
             r#""chunks":7,"request_bytes":8,"response_bytes":9,"finish_reasons":["stop","length"],"#,
             r#""client_address":"192.0.2.7","client_request_id":"theirs","provider_request_id":"req_1","#,
-            r#""attempt":1,"count":12,"tags":{"team":"blue"},"content":null}"#,
+            r#""attempt":1,"count":12,"tags":{"team":"blue"},"#,
+            r#""content":{"policy":"redacted","#,
+            r#""request":{"content_type":"application/json","bytes":23,"truncated":false,"#,
+            r#""body":{"b": 1.0, "a":"\u00e9"},"sha256":null,"omitted":null},"#,
+            r#""response":{"content_type":null,"bytes":70000,"truncated":true,"#,
+            r#""body":"{\"choices\":[","sha256":"e3b0","omitted":"too long"}},"#,
+            r#""admin":{"action":"token.update","actor":"management_token","resource":"token","resource_id":"t1","#,
+            r#""before":{"is_active": true},"after":null}}"#,
         );
         assert_eq!(text(&exchange), expected);
     }
@@ -225,6 +307,34 @@ mod tests {
             assert!(line.contains(&format!("\"provider\":{expected}}},\"cost\"")), "{provider:?} gave {line}");
             serde_json::from_str::<serde_json::Value>(&line).unwrap();
         }
+    }
+
+    #[test]
+    fn a_body_stands_in_the_line_as_it_came_and_one_that_is_no_json_as_a_text() {
+        let deep = "[".repeat(1_000) + &"]".repeat(1_000);
+        for (json, expected) in [
+            ("{\n  \"a\": 1e3\r\n}", "{   \"a\": 1e3  }"),
+            (" 12345678901234567890123 ", "12345678901234567890123"),
+            ("\"half a pair: \\ud83d\"", "\"half a pair: \\ud83d\""),
+            (&*deep, &*deep),
+            ("{\"a\":", r#""{\"a\":""#),
+            ("{} {}\n", r#""{} {}\n""#),
+            ("", r#""""#),
+        ] {
+            let body = Body { json: Some(json.as_bytes().to_vec()), ..Body::default() };
+            let content = Content { response: Some(body), ..Content::default() };
+            let exchange = Exchange { content: Some(content), ..Exchange::default() };
+            let line = text(&exchange);
+            assert!(!line.contains(['\n', '\r']), "{json:?}");
+            let expected = format!("\"truncated\":false,\"body\":{expected},\"sha256\":null");
+            assert!(line.contains(&expected), "{json:?} gave {line}");
+            serde_json::from_str::<&serde_json::value::RawValue>(&line).unwrap();
+        }
+        let no_utf8 = Body { json: Some(b"\"\xff\"".to_vec()), ..Body::default() };
+        let content = Content { request: Some(no_utf8), ..Content::default() };
+        let line = text(&Exchange { content: Some(content), ..Exchange::default() });
+        assert!(line.contains("\"body\":\"\\\"\u{fffd}\\\"\","), "{line}");
+        assert!(line.contains(r#""content":{"policy":"metadata""#) && line.contains(r#","response":null}"#), "{line}");
     }
 
     #[test]

@@ -16,13 +16,16 @@ const BODY_HEAD_BYTES: usize = 32;
 /// Everything before the payload.
 pub(super) const HEAD_BYTES: usize = PREFIX_BYTES + BODY_HEAD_BYTES;
 
-/// What a record says of its exchange.
+/// What a record tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It is about to reach a provider. Payload: [`crate::event::Begin`].
+    /// An exchange is about to reach a provider. Payload: [`crate::event::Begin`].
     Begin,
-    /// It is over. Payload: [`crate::event::Exchange`].
+    /// An exchange is over. Payload: [`crate::event::Exchange`].
     End,
+    /// An administrator did something. Payload: a [`crate::event::Exchange`] of that type. It has no begin and needs
+    /// none.
+    Admin,
 }
 
 impl Kind {
@@ -30,6 +33,7 @@ impl Kind {
         match self {
             Self::Begin => 1,
             Self::End => 2,
+            Self::Admin => 3,
         }
     }
 
@@ -38,6 +42,7 @@ impl Kind {
         match code {
             1 => Some(Self::Begin),
             2 => Some(Self::End),
+            3 => Some(Self::Admin),
             _ => None,
         }
     }
@@ -97,7 +102,7 @@ impl Head {
     }
 }
 
-/// Replaces what `buffer` holds by one record. `write_payload` appends the payload, of at most [`MAX_PAYLOAD_BYTES`].
+/// Appends one record to `buffer`. `write_payload` appends the payload, of at most [`MAX_PAYLOAD_BYTES`].
 pub(super) fn encode(
     buffer: &mut Vec<u8>,
     kind: Kind,
@@ -106,19 +111,20 @@ pub(super) fn encode(
     event_id: Uuid,
     write_payload: impl FnOnce(&mut Vec<u8>),
 ) {
-    buffer.clear();
+    let start = buffer.len();
     buffer.extend_from_slice(&[0; PREFIX_BYTES]);
     buffer.extend_from_slice(&seq.to_le_bytes());
     buffer.extend_from_slice(&time_us.to_le_bytes());
     buffer.extend_from_slice(event_id.as_bytes());
     write_payload(buffer);
+    let Some(record) = buffer.get_mut(start..) else { return };
     // A payload too long for the length field gets a length that no reader accepts.
-    let payload_bytes = u32::try_from(buffer.len().saturating_sub(HEAD_BYTES)).unwrap_or(u32::MAX);
+    let payload_bytes = u32::try_from(record.len().saturating_sub(HEAD_BYTES)).unwrap_or(u32::MAX);
     let [l0, l1, l2, l3] = payload_bytes.to_le_bytes();
     let code = kind.code();
     let [c0, c1, c2, c3] =
-        checksum([l0, l1, l2, l3, code], buffer.get(PREFIX_BYTES..).unwrap_or_default()).to_le_bytes();
-    if let Some(prefix) = buffer.first_chunk_mut::<PREFIX_BYTES>() {
+        checksum([l0, l1, l2, l3, code], record.get(PREFIX_BYTES..).unwrap_or_default()).to_le_bytes();
+    if let Some(prefix) = record.first_chunk_mut::<PREFIX_BYTES>() {
         *prefix = [l0, l1, l2, l3, code, c0, c1, c2, c3];
     }
 }
@@ -180,9 +186,17 @@ mod tests {
     use super::*;
 
     fn record(seq: u64, payload: &[u8]) -> Vec<u8> {
-        let mut buffer = b"left over from the last record".to_vec();
+        let mut buffer = b"the record before".to_vec();
         encode(&mut buffer, Kind::End, seq, -5, Uuid::from_u128(77), |buffer| buffer.extend_from_slice(payload));
-        buffer
+        buffer.split_off(b"the record before".len())
+    }
+
+    #[test]
+    fn every_kind_has_a_code_of_its_own_and_other_codes_are_of_no_kind() {
+        for (kind, code) in [(Kind::Begin, 1), (Kind::End, 2), (Kind::Admin, 3)] {
+            assert_eq!((kind.code(), Kind::from_code(code)), (code, Some(kind)));
+        }
+        assert!((4..=u8::MAX).chain([0]).all(|code| Kind::from_code(code).is_none()));
     }
 
     #[test]

@@ -4,13 +4,14 @@
 //! second for a gibibyte, and it needs no checkpoint that could itself be wrong.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 
 use uuid::Uuid;
 
+use super::disk::Disk;
 use super::record::{HEAD_BYTES, Kind};
 use super::segment::{self, SegmentStream};
+use super::writer::Segment;
 use super::{JournalError, Recovered};
 
 /// The state of a folder.
@@ -18,8 +19,8 @@ use super::{JournalError, Recovered};
 pub(super) struct Survey {
     /// From the newest intact segment header.
     pub journal: Option<Uuid>,
-    /// First sequence numbers of the segments, ascending.
-    pub segments: Vec<u64>,
+    /// The segments, oldest first.
+    pub segments: Vec<Segment>,
     /// Where the last segment's good records end, if it can be written on.
     pub resume_at: Option<u64>,
     /// Exchanges begun and not ended, in the order in which they began.
@@ -37,11 +38,10 @@ pub(super) struct Unended {
 
 /// Reads the whole folder. Changes nothing but this: a last segment without a header and without any record, which a
 /// crash left behind while it was being made, is removed.
-pub(super) fn survey(dir: &Path) -> Result<Survey, JournalError> {
-    let mut segments = segment::list(dir).map_err(JournalError::at("list", dir))?;
+pub(super) fn survey(disk: &dyn Disk, dir: &Path) -> Result<Survey, JournalError> {
+    let segments = segment::list_on(disk, dir).map_err(JournalError::at("list", dir))?;
     let mut found = Survey::default();
     let mut unended = HashMap::new();
-    let mut newest_is_void = false;
     let newest = segments.last().copied();
     let oldest = segments.first().copied();
     for first_seq in segments.iter().copied() {
@@ -52,10 +52,11 @@ pub(super) fn survey(dir: &Path) -> Result<Survey, JournalError> {
             found.miss(before_it.saturating_sub(found.recovered.last_seq));
         }
         found.recovered.last_seq = found.recovered.last_seq.max(before_it);
-        let file_bytes = fs::metadata(&path).map_err(JournalError::at("read", &path))?.len();
+        let file = disk.open_to_read(&path).map_err(JournalError::at("open", &path))?;
+        let file_bytes = file.length().map_err(JournalError::at("read", &path))?;
         let last_possible_seq = first_seq.saturating_add(file_bytes.checked_div(HEAD_BYTES as u64).unwrap_or(0));
 
-        let mut stream = SegmentStream::open(dir, first_seq).map_err(JournalError::at("open", &path))?;
+        let mut stream = SegmentStream::of_file(file, first_seq).map_err(JournalError::at("read", &path))?;
         let header = stream.header();
         if let Some(header) = header {
             if header.version != segment::VERSION {
@@ -80,22 +81,21 @@ pub(super) fn survey(dir: &Path) -> Result<Survey, JournalError> {
                 Some(Kind::End) => {
                     unended.remove(&head.event_id);
                 }
-                None => {}
+                Some(Kind::Admin) | None => {}
             }
         }
+        let mut bytes = file_bytes;
         if is_newest && header.is_some() {
             found.resume_at = Some(good_bytes);
             found.recovered.torn_bytes = file_bytes.saturating_sub(good_bytes);
+            bytes = good_bytes;
         } else if is_newest && good_bytes == 0 {
-            fs::remove_file(&path).map_err(JournalError::at("remove", &path))?;
+            disk.remove(&path).map_err(JournalError::at("remove", &path))?;
             found.recovered.torn_bytes = file_bytes;
-            newest_is_void = true;
+            continue;
         }
+        found.segments.push(Segment { first_seq, bytes });
     }
-    if newest_is_void {
-        segments.pop();
-    }
-    found.segments = segments;
     found.unended = unended.into_values().collect();
     found.unended.sort_unstable_by_key(|begun| begun.seq);
     Ok(found)

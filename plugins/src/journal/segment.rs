@@ -1,12 +1,12 @@
 //! Segment files: their names, their header, and reading records out of one past any damage.
 
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::disk::{Disk, DiskFile, LocalDisk};
 use super::record::{self, HEAD_BYTES, Head, Parsed};
 
 /// Version of the segment format. A journal of a later version is refused, not guessed at.
@@ -28,15 +28,19 @@ pub(super) fn path(dir: &Path, first_seq: u64) -> PathBuf {
 
 /// First sequence numbers of the segments in `dir`, ascending. Files with other names are none of ours.
 pub(super) fn list(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut segments = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        let digits = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
-        let digits = digits.filter(|digits| digits.len() == NAME_DIGITS);
-        segments.extend(digits.and_then(|digits| digits.parse::<u64>().ok()));
-    }
+    list_on(&LocalDisk, dir)
+}
+
+/// As [`list`], on any disk.
+pub(super) fn list_on(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<u64>> {
+    let mut segments: Vec<u64> = disk.list(dir)?.iter().filter_map(|name| first_seq_of(name)).collect();
     segments.sort_unstable();
     Ok(segments)
+}
+
+fn first_seq_of(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(SUFFIX)?;
+    if digits.len() == NAME_DIGITS { digits.parse().ok() } else { None }
 }
 
 /// The header of a segment: magic, version, journal id, first sequence number, checksum of these.
@@ -76,9 +80,12 @@ fn parse_header(bytes: &[u8]) -> Option<Header> {
 
 /// A segment being read. Keeps its place, so that it can go on where it stopped once the file has grown.
 pub(super) struct SegmentStream {
-    file: File,
+    file: Arc<dyn DiskFile>,
     /// Where in the file the bytes held end.
     read_bytes: u64,
+    /// Up to which record the file was known to be complete when they were read. Bytes behind that record may since
+    /// have been taken back and others written in their place: the writer does so when the disk is full.
+    settled_seq: u64,
     /// Zeroed once, when it is made or grows, and then only read into.
     buffer: Vec<u8>,
     /// Where in the buffer the next record starts.
@@ -93,12 +100,19 @@ pub(super) struct SegmentStream {
 impl SegmentStream {
     /// Opens the segment named by `first_seq`.
     pub fn open(dir: &Path, first_seq: u64) -> io::Result<Self> {
-        Self::of_file(File::open(path(dir, first_seq))?, first_seq)
+        Self::open_on(&LocalDisk, dir, first_seq)
     }
 
-    fn of_file(file: File, first_seq: u64) -> io::Result<Self> {
+    /// As [`Self::open`], on any disk.
+    pub fn open_on(disk: &dyn Disk, dir: &Path, first_seq: u64) -> io::Result<Self> {
+        Self::of_file(disk.open_to_read(&path(dir, first_seq))?, first_seq)
+    }
+
+    /// Over an open file that is the segment named by `first_seq`.
+    pub fn of_file(file: Arc<dyn DiskFile>, first_seq: u64) -> io::Result<Self> {
         let (buffer, next_seq) = (vec![0; CHUNK_BYTES], first_seq);
-        let mut stream = Self { file, read_bytes: 0, buffer, start: 0, end: 0, next_seq, header: None };
+        let (read_bytes, settled_seq) = (0, 0);
+        let mut stream = Self { file, read_bytes, settled_seq, buffer, start: 0, end: 0, next_seq, header: None };
         while stream.held().len() < HEADER_BYTES && stream.fill()? > 0 {}
         stream.header = parse_header(stream.held()).filter(|header| header.first_seq == first_seq);
         // Where the header is damaged, its bytes are searched for records like any other damage.
@@ -124,6 +138,9 @@ impl SegmentStream {
     /// `growing`: records after `last_seq` may be arriving in the file, whole or in part. They are left for later.
     pub fn next(&mut self, last_seq: u64, growing: bool) -> io::Result<Option<Head>> {
         let plausible = self.next_seq..=last_seq.saturating_add(ARRIVING_RECORDS);
+        if self.settled_seq < self.next_seq.min(last_seq) {
+            self.read_again();
+        }
         loop {
             match record::parse(self.held(), plausible.clone()) {
                 Parsed::Record(head) if head.seq > last_seq => return Ok(None),
@@ -132,9 +149,12 @@ impl SegmentStream {
                     self.next_seq = head.seq.saturating_add(1);
                     return Ok(Some(head));
                 }
+                // Nothing has to be here yet, so nothing is passed over.
+                Parsed::Bad if growing && self.next_seq > last_seq => return Ok(None),
                 Parsed::Bad => self.start = self.start.saturating_add(1),
                 Parsed::Short => {
                     if self.fill()? > 0 {
+                        self.settled_seq = last_seq;
                         continue;
                     }
                     let claimed = record::claimed_seq(self.held());
@@ -172,6 +192,12 @@ impl SegmentStream {
         self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 
+    /// Forgets what is held, to read it again.
+    fn read_again(&mut self) {
+        self.read_bytes = self.offset();
+        (self.start, self.end) = (0, 0);
+    }
+
     /// Reads on; 0 where the file ends now.
     fn fill(&mut self) -> io::Result<usize> {
         // What is held is the beginning of one record, mostly nothing.
@@ -196,7 +222,9 @@ impl SegmentStream {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
     use std::io::Write;
+    use std::os::unix::fs::FileExt;
 
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -222,7 +250,7 @@ mod tests {
     fn read_all(bytes: &[u8], last_seq: u64) -> Vec<(u64, Vec<u8>)> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        let mut stream = SegmentStream::of_file(file, 1).unwrap();
+        let mut stream = SegmentStream::of_file(Arc::new(file), 1).unwrap();
         let mut found = Vec::new();
         while let Some(head) = stream.next(last_seq, false).unwrap() {
             found.push((head.seq, stream.payload(&head).to_vec()));
@@ -313,6 +341,36 @@ mod tests {
             fs::write(path(dir.path(), 1), &bytes).unwrap();
             assert_eq!(stream.next(3, true).unwrap().unwrap().seq, 2, "{visible} bytes visible");
             assert_eq!(stream.next(3, true).unwrap().unwrap().seq, 3, "{visible} bytes visible");
+        }
+    }
+
+    #[test]
+    fn bytes_that_were_taken_back_after_they_were_read_are_not_taken_for_what_stands_there_now() {
+        let (bytes, ends) = segment(&[vec![1; 50], vec![2; 50], vec![3; 50], vec![4; 50]]);
+        // A record that was to be the third and did not fit on the disk.
+        let mut failed = Vec::new();
+        record::encode(&mut failed, Kind::End, 3, 0, Uuid::nil(), |failed| failed.extend_from_slice(&[9; 5_000]));
+        for asked_meanwhile in [false, true] {
+            for arrived in (1..100).chain([4_000]) {
+                let dir = tempfile::tempdir().unwrap();
+                let path = path(dir.path(), 1);
+                fs::write(&path, [&bytes[..ends[1]], &failed[..arrived]].concat()).unwrap();
+                let mut stream = SegmentStream::open(dir.path(), 1).unwrap();
+                assert_eq!(stream.next(2, true).unwrap().unwrap().seq, 1);
+                if asked_meanwhile {
+                    assert_eq!(stream.next(2, true).unwrap().unwrap().seq, 2);
+                    assert_eq!(stream.next(2, true).unwrap(), None);
+                }
+                let file = File::options().write(true).open(&path).unwrap();
+                file.set_len(ends[1] as u64).unwrap();
+                file.write_all_at(&bytes[ends[1]..], ends[1] as u64).unwrap();
+                let mut found = Vec::new();
+                while let Some(head) = stream.next(4, true).unwrap() {
+                    found.push((head.seq, stream.payload(&head).first().copied()));
+                }
+                let expected = [(2, Some(2)), (3, Some(3)), (4, Some(4))];
+                assert_eq!(found, expected[usize::from(asked_meanwhile)..], "{arrived} bytes had arrived");
+            }
         }
     }
 

@@ -67,6 +67,8 @@ pub enum Refusal {
     UpstreamCut,
     /// The store did not answer and the token is not known here.
     StoreUnavailable,
+    /// The exchange could not be recorded first, and the journal's mode is `strict`.
+    Unrecorded,
     /// Too much is held in memory, or the process is stopping.
     Overloaded,
     /// A fault of ours.
@@ -96,7 +98,7 @@ impl Refusal {
             Self::HeadTooLarge => 431,
             Self::Internal => 500,
             Self::UpstreamUnreachable | Self::UpstreamInvalid | Self::UpstreamCut => 502,
-            Self::StoreUnavailable | Self::Overloaded => 503,
+            Self::StoreUnavailable | Self::Unrecorded | Self::Overloaded => 503,
             Self::UpstreamTimeout(_) => 504,
         }
     }
@@ -125,7 +127,7 @@ impl Refusal {
             Self::UpstreamUnreachable => "upstream_unreachable",
             Self::UpstreamInvalid | Self::UpstreamCut => "upstream_invalid",
             Self::UpstreamTimeout(_) => "upstream_timeout",
-            Self::StoreUnavailable => "store_unavailable",
+            Self::StoreUnavailable | Self::Unrecorded => "store_unavailable",
             Self::Overloaded => "overloaded",
             Self::Internal => "internal_error",
         }
@@ -219,6 +221,7 @@ impl Refusal {
             Self::UpstreamCut => "The provider's answer ended in the middle. Try again.".into(),
             Self::UpstreamTimeout(clock) => format!("The provider took too long (clock: {clock}). Try again.").into(),
             Self::StoreUnavailable => "This token could not be checked just now. Try again.".into(),
+            Self::Unrecorded => "This request could not be recorded, and none goes unrecorded here. Try again.".into(),
             Self::Overloaded => "The proxy cannot carry this just now: it is full, or about to stop. Try again.".into(),
             Self::Internal => "The proxy failed on this request. Try again; if it persists, report the request id.".into(),
         }
@@ -228,7 +231,7 @@ impl Refusal {
     pub fn retry_after_seconds(&self) -> Option<u64> {
         match self {
             Self::RateLimited { retry_after_ms, .. } => Some(retry_after_ms.div_ceil(1000).max(1)),
-            Self::StoreUnavailable | Self::Overloaded => Some(1),
+            Self::StoreUnavailable | Self::Unrecorded | Self::Overloaded => Some(1),
             _ => None,
         }
     }
@@ -322,7 +325,8 @@ mod tests {
                 Refusal::UpstreamInvalid => Refusal::UpstreamTimeout("first_byte"),
                 Refusal::UpstreamTimeout(_) => Refusal::UpstreamCut,
                 Refusal::UpstreamCut => Refusal::StoreUnavailable,
-                Refusal::StoreUnavailable => Refusal::Overloaded,
+                Refusal::StoreUnavailable => Refusal::Unrecorded,
+                Refusal::Unrecorded => Refusal::Overloaded,
                 Refusal::Overloaded => Refusal::Internal,
                 Refusal::Internal => return None,
             })

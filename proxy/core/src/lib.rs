@@ -7,6 +7,7 @@
 
 pub mod answer;
 pub mod body;
+pub mod capture;
 pub mod dialect;
 pub mod histogram;
 pub mod http1;

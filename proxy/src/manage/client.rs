@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
-use http::{HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderValue, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -14,9 +14,10 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::credential::Credential;
+use super::request::Request;
 
-/// From the first packet to the last byte of the answer.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// From the first packet to the last byte of the answer, for what is done at once.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Largest answer that is read. A page of 200 tokens with full model lists has 3 MB.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
@@ -57,35 +58,24 @@ impl Server {
     ///
     /// # Errors
     /// One line that says what happened and what to do: the server's own words where it refused.
-    pub(super) async fn send(
-        &self,
-        method: Method,
-        target: &str,
-        body: Option<Value>,
-        credential: &Credential,
-    ) -> anyhow::Result<String> {
-        let exchange = self.exchange(method, target, body, credential);
-        let (status, body) = tokio::time::timeout(TIMEOUT, exchange)
-            .await
-            .map_err(|_| anyhow!("http://{} did not answer within {} seconds", self.authority, TIMEOUT.as_secs()))??;
+    pub(super) async fn send(&self, request: &Request, credential: &Credential) -> anyhow::Result<String> {
+        let exchange = self.exchange(request, credential);
+        let (status, body) = tokio::time::timeout(request.timeout, exchange).await.map_err(|_| {
+            anyhow!("http://{} did not answer within {} seconds", self.authority, request.timeout.as_secs())
+        })??;
         if status.is_success() {
             return Ok(body);
         }
         Err(self.refusal(status, &body, &credential.origin))
     }
 
-    async fn exchange(
-        &self,
-        method: Method,
-        target: &str,
-        body: Option<Value>,
-        credential: &Credential,
-    ) -> anyhow::Result<(StatusCode, String)> {
+    async fn exchange(&self, request: &Request, credential: &Credential) -> anyhow::Result<(StatusCode, String)> {
+        let Request { method, target, body, .. } = request;
         let mut bearer = HeaderValue::try_from(format!("Bearer {}", credential.token.expose()))
             .map_err(|_| anyhow!("the management token from {} is not fit for a header", credential.origin))?;
         bearer.set_sensitive(true);
         let mut request = http::Request::builder()
-            .method(method)
+            .method(method.clone())
             .uri(format!("{}{target}", self.base_path))
             .header(HOST, &self.authority)
             .header(ACCEPT, "application/json")
@@ -93,7 +83,7 @@ impl Server {
         if body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
-        let body = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
+        let body = body.as_ref().map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
         let request = request.body(Full::new(body)).context("this is no request")?;
 
         let stream = self.connect().await?;

@@ -1,14 +1,17 @@
-//! `llm-proxy manage`: projects, tokens and their usage from the command line, over the admin listener's HTTP.
+//! `llm-proxy manage`: projects, tokens, their usage, content and sinks from the command line, over the admin listener's
+//! HTTP.
 //!
 //! A command becomes one [`request::Request`], [`client`] carries it, and [`view`] lays the answer out for people;
 //! `--output json` prints the server's own JSON for scripts. Nothing here reads the store: what the command line can
 //! do is what the management API lets its credential do.
 
 mod client;
+mod content;
 mod credential;
 mod project;
 mod request;
-mod table;
+mod sink;
+pub(crate) mod table;
 mod token;
 mod usage;
 mod view;
@@ -40,6 +43,10 @@ Examples:
   # Who has used what
   llm-proxy manage token list --project PROJECT_ID
 
+  # Keep answers and questions for a month, without what looks like a secret
+  llm-proxy manage project update PROJECT_ID \\
+    --capture redacted --retention-days 30
+
   # Stop a leaked token now: running streams are cut too
   llm-proxy manage token revoke TOKEN_ID
 
@@ -55,6 +62,15 @@ const USAGE_EXAMPLES: &str = "\
 Examples:
   llm-proxy manage usage --group-by project,model
   llm-proxy manage usage --group-by hour --token TOKEN_ID";
+
+const CONTENT_EXAMPLES: &str = "\
+Example:
+  llm-proxy manage content erase --project PROJECT_ID \\
+    --before 2026-11-01T00:00:00Z";
+
+const SINK_EXAMPLES: &str = "\
+Example:
+  llm-proxy manage sink list --output json";
 
 const TOKEN_EXAMPLES: &str = "\
 Examples:
@@ -98,6 +114,24 @@ enum Resource {
     /// What was used: requests, tokens, cost and times, by whatever is to be told apart
     #[command(after_help = USAGE_EXAMPLES)]
     Usage(usage::UsageArgs),
+    /// What was kept of bodies
+    #[command(subcommand, after_help = CONTENT_EXAMPLES)]
+    Content(content::ContentCommand),
+    /// Where records go
+    #[command(subcommand, after_help = SINK_EXAMPLES)]
+    Sink(sink::SinkCommand),
+}
+
+impl Resource {
+    fn request(self) -> anyhow::Result<Request> {
+        match self {
+            Self::Project(command) => command.request(),
+            Self::Token(command) => command.request(),
+            Self::Usage(args) => args.request(),
+            Self::Content(command) => command.request(),
+            Self::Sink(command) => Ok(command.request()),
+        }
+    }
 }
 
 /// Does what was asked and writes the answer to `out`. A refusal is one line on stderr and exit code 1.
@@ -121,16 +155,12 @@ pub async fn run(command: ManageCommand, defaults: Defaults, out: &mut (dyn Writ
 async fn answer(command: ManageCommand, defaults: Defaults) -> anyhow::Result<String> {
     let server = Server::new(command.admin_url.as_deref(), &defaults.admin_listen_addr)?;
     let credential = credential::find(&defaults, command.data_dir.as_deref())?;
-    let Request { method, target, body, view } = match command.resource {
-        Resource::Project(command) => command.request()?,
-        Resource::Token(command) => command.request()?,
-        Resource::Usage(args) => args.request()?,
-    };
-    let answer = server.send(method, &target, body, &credential).await?;
+    let request = command.resource.request()?;
+    let answer = server.send(&request, &credential).await?;
     match command.output {
         Output::Json if answer.is_empty() => Ok(String::new()),
         Output::Json => Ok(format!("{}\n", answer.trim_end())),
-        Output::Table => view.lay_out(&answer, &view::now()),
+        Output::Table => request.view.lay_out(&answer, &view::now()),
     }
 }
 
@@ -148,12 +178,7 @@ mod tests {
 
     fn request(line: &str) -> Result<Request, String> {
         let cli = Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string())?;
-        let request = match cli.manage.resource {
-            Resource::Project(command) => command.request(),
-            Resource::Token(command) => command.request(),
-            Resource::Usage(args) => args.request(),
-        };
-        request.map_err(|error| error.to_string())
+        cli.manage.resource.request().map_err(|error| error.to_string())
     }
 
     #[test]
@@ -180,6 +205,18 @@ mod tests {
                 "/manage/projects/p",
                 r#"{"is_active":true,"name":"new","provider_keys":[{"api":"gemini","key":null}]}"#,
             ),
+            (
+                "manage project create shop --capture full --capture-max-bytes 1024 --retention-days 30",
+                "POST",
+                "/manage/projects",
+                r#"{"content":{"capture":"full","max_bytes":1024,"retention_days":30},"name":"shop"}"#,
+            ),
+            (
+                "manage project update p --retention-days none",
+                "PATCH",
+                "/manage/projects/p",
+                r#"{"content":{"retention_days":null}}"#,
+            ),
             ("manage project revoke-tokens p", "POST", "/manage/projects/p/tokens/revoke", "null"),
             (
                 "manage token create --project p --duration 7d --max-requests 10 --model a --model b*",
@@ -201,6 +238,13 @@ mod tests {
                 "null",
             ),
             ("manage token revoke t --output json", "DELETE", "/manage/tokens/t", "null"),
+            (
+                "manage content erase --project p --before 2026-11-21T10:00:00Z --event e --event f --yes",
+                "POST",
+                "/manage/content/erase",
+                r#"{"before":"2026-11-21T10:00:00Z","event_ids":["e","f"],"project_id":"p"}"#,
+            ),
+            ("manage sink list", "GET", "/manage/sinks", "null"),
         ] {
             let request = request(line).unwrap_or_else(|error| panic!("{line}: {error}"));
             assert_eq!((request.method.as_str(), request.target.as_str()), (method, target), "{line}");
@@ -219,6 +263,12 @@ mod tests {
             ("manage token update t", "nothing to change"),
             ("manage project update p", "nothing to change"),
             ("manage token update t --max-requests many", "9007199254740991, or none"),
+            ("manage project update p --capture everything", "possible values: none, metadata, redacted, full"),
+            ("manage project update p --capture-max-bytes 1023", "bytes from 1024 to 524288"),
+            ("manage project update p --capture-max-bytes none", "bytes from 1024 to 524288"),
+            ("manage project update p --retention-days 3651", "days from 1 to 3650, or none"),
+            ("manage content erase --yes", "nothing to erase"),
+            ("manage content erase --event a/b", "letters, digits"),
             ("manage project create x --provider-key openai", "API=VARIABLE"),
             (
                 "manage project create x --api-key-env LLM_PROXY_NO_SUCH_VARIABLE",

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Map, Value};
 
-use super::request::{KEYS, KeyArgs, PageArgs, Request, id};
+use super::request::{ContentArgs, KEYS, KeyArgs, PageArgs, Request, id};
 use super::view::View;
 
 #[derive(Subcommand)]
@@ -25,7 +25,7 @@ Example:
 Example:
   llm-proxy manage project get PROJECT_ID")]
     Get(IdArgs),
-    /// Rename a project, switch it on or off, set or remove provider keys
+    /// Rename a project, switch it on or off, set or remove provider keys, choose what is kept of bodies
     #[command(after_help = "\
 Example:
   llm-proxy manage project update PROJECT_ID \\
@@ -54,6 +54,8 @@ pub(super) struct CreateArgs {
     #[arg(long)]
     inactive: bool,
     #[command(flatten)]
+    content: ContentArgs,
+    #[command(flatten)]
     keys: KeyArgs,
 }
 
@@ -72,6 +74,8 @@ pub(super) struct UpdateArgs {
     #[arg(long)]
     deactivate: bool,
     #[command(flatten)]
+    content: ContentArgs,
+    #[command(flatten)]
     keys: KeyArgs,
     /// Remove the key of this API; may be repeated
     #[arg(long = "remove-provider-key", value_name = "API", help_heading = KEYS)]
@@ -87,6 +91,7 @@ impl ProjectCommand {
                 if args.inactive {
                     body.insert("is_active".to_owned(), Value::from(false));
                 }
+                args.content.put_into(&mut body);
                 args.keys.put_into(&mut body, Vec::new())?;
                 Ok(Request::new(Method::POST, "/manage/projects", View::Project).with_body(body))
             }
@@ -100,6 +105,7 @@ impl ProjectCommand {
                 if args.activate || args.deactivate {
                     body.insert("is_active".to_owned(), Value::from(args.activate));
                 }
+                args.content.put_into(&mut body);
                 args.keys.put_into(&mut body, args.removed_keys)?;
                 Request::new(Method::PATCH, format!("/manage/projects/{}", args.id), View::Project).with_change(body)
             }

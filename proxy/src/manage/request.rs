@@ -1,10 +1,15 @@
 //! What a command asks of the server, and the parsers of arguments that several commands share.
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 use anyhow::{Context, bail};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use http::Method;
 use serde_json::{Map, Value};
 
+use super::client;
 use super::view::View;
 
 /// One request to the management API and how its answer is shown.
@@ -14,11 +19,13 @@ pub(super) struct Request {
     pub(super) target: String,
     pub(super) body: Option<Value>,
     pub(super) view: View,
+    /// How long the answer may take.
+    pub(super) timeout: Duration,
 }
 
 impl Request {
     pub(super) fn new(method: Method, target: impl Into<String>, view: View) -> Self {
-        Self { method, target: target.into(), body: None, view }
+        Self { method, target: target.into(), body: None, view, timeout: client::TIMEOUT }
     }
 
     pub(super) fn with_body(self, body: Map<String, Value>) -> Self {
@@ -36,19 +43,25 @@ impl Request {
 
 /// Heads the flags of provider keys.
 pub(super) const KEYS: &str = "Provider keys";
+/// Heads the flags of what a project lets be kept.
+const CONTENT: &str = "Content";
 /// Heads the flags of a token's limits.
 pub(super) const LIMITS: &str = "Limits";
 
 // The server's own limits, told before anything is sent.
 
-/// Largest `max_requests`: what every JSON reader keeps exact.
-const MOST_REQUESTS: u64 = (1 << 53) - 1;
-/// Largest `requests_per_minute`.
-const MOST_PER_MINUTE: u64 = 1_000_000;
+/// `max_requests`, up to what every JSON reader keeps exact.
+const REQUESTS: RangeInclusive<u64> = 1..=(1 << 53) - 1;
+/// `requests_per_minute`.
+const PER_MINUTE: RangeInclusive<u64> = 1..=1_000_000;
+/// `content.max_bytes`.
+const CAPTURE_BYTES: RangeInclusive<u64> = 1_024..=524_288;
+/// `content.retention_days`.
+const DAYS: RangeInclusive<u64> = 1..=3_650;
 /// Longest life of a token.
 const MOST_MINUTES: u64 = 525_600;
-/// Largest page of a list.
-const MOST_ROWS: u64 = 200;
+/// Rows of a list's page.
+const ROWS: RangeInclusive<u64> = 1..=200;
 
 /// Which part of a list is shown.
 #[derive(Args)]
@@ -102,23 +115,31 @@ pub(super) fn id(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn whole_number(text: &str, most: u64, unit: &str) -> Result<u64, String> {
-    let number = text.parse::<u64>().ok().filter(|number| (1..=most).contains(number));
-    number.ok_or_else(|| format!("expected a whole number of {unit} from 1 to {most}"))
+fn whole_number(text: &str, range: RangeInclusive<u64>, unit: &str) -> Result<u64, String> {
+    let number = text.parse::<u64>().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("expected a whole number of {unit} from {} to {}", range.start(), range.end()))
 }
 
 fn rows(text: &str) -> Result<u64, String> {
-    whole_number(text, MOST_ROWS, "rows")
+    whole_number(text, ROWS, "rows")
+}
+
+fn capture_bytes(text: &str) -> Result<u64, String> {
+    whole_number(text, CAPTURE_BYTES, "bytes")
+}
+
+fn days_or_none(text: &str) -> Result<Value, String> {
+    or_none(text, |text| whole_number(text, DAYS, "days"))
 }
 
 /// `max_requests`.
 pub(super) fn requests(text: &str) -> Result<u64, String> {
-    whole_number(text, MOST_REQUESTS, "requests")
+    whole_number(text, REQUESTS, "requests")
 }
 
 /// `requests_per_minute`.
 pub(super) fn per_minute(text: &str) -> Result<u64, String> {
-    whole_number(text, MOST_PER_MINUTE, "requests a minute")
+    whole_number(text, PER_MINUTE, "requests a minute")
 }
 
 /// `max_requests` to set, or `none` to lift it.
@@ -170,6 +191,49 @@ pub(super) fn key_source(text: &str) -> Result<KeySource, String> {
             Ok(KeySource { api: api.to_owned(), variable: variable.to_owned() })
         }
         _ => Err("expected API=VARIABLE, an API and the environment variable with its key".to_owned()),
+    }
+}
+
+/// What a project lets be kept of the bodies of its requests and answers.
+#[derive(Args)]
+pub(super) struct ContentArgs {
+    /// What records keep of a request: none (numbers only), metadata (tags too), redacted (bodies, secrets replaced), full
+    #[arg(long, value_name = "POLICY", help_heading = CONTENT,
+        value_parser = PossibleValuesParser::new(["none", "metadata", "redacted", "full"]))]
+    capture: Option<String>,
+    /// Most bytes to keep of one body, 1024 to 524288
+    #[arg(
+        long,
+        value_name = "BYTES",
+        help_heading = CONTENT,
+        value_parser = capture_bytes,
+        allow_negative_numbers = true
+    )]
+    capture_max_bytes: Option<u64>,
+    /// Erase what was kept after so many days, 1 to 3650; none keeps it
+    #[arg(
+        long,
+        value_name = "DAYS|none",
+        help_heading = CONTENT,
+        value_parser = days_or_none,
+        allow_negative_numbers = true
+    )]
+    retention_days: Option<Value>,
+}
+
+impl ContentArgs {
+    /// Puts `content` into a body, with what was said of it.
+    pub(super) fn put_into(self, body: &mut Map<String, Value>) {
+        let said = [
+            ("capture", self.capture.map(Value::from)),
+            ("max_bytes", self.capture_max_bytes.map(Value::from)),
+            ("retention_days", self.retention_days),
+        ];
+        let content: Map<_, _> =
+            said.into_iter().filter_map(|(field, value)| Some((field.to_owned(), value?))).collect();
+        if !content.is_empty() {
+            body.insert("content".to_owned(), Value::Object(content));
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 const GAP: usize = 2;
 
 /// Lays rows out in columns as wide as their widest cell, the head first. Lines have no blanks at their ends.
-pub(super) fn columns(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn columns(head: &[&str], rows: &[Vec<String>]) -> String {
     let head: Vec<String> = head.iter().map(|title| (*title).to_owned()).collect();
     let all: Vec<&Vec<String>> = std::iter::once(&head).chain(rows).collect();
     let widths: Vec<usize> = (0..head.len())
@@ -24,7 +24,7 @@ pub(super) fn columns(head: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// One thing's fields, a line each.
-pub(super) fn fields(rows: &[(&str, String)]) -> String {
+pub(crate) fn fields(rows: &[(&str, String)]) -> String {
     let widest = rows.iter().map(|(name, _)| width(name)).max().unwrap_or(0);
     let mut text = String::new();
     for (name, value) in rows {
@@ -36,7 +36,7 @@ pub(super) fn fields(rows: &[(&str, String)]) -> String {
 }
 
 /// The text without what could steer a terminal.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
 }
 

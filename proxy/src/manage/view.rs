@@ -16,6 +16,8 @@ pub(super) enum View {
     NewToken,
     Revoked,
     Usage,
+    Erased,
+    Sinks,
     /// Nothing but success: what was done.
     Done(String),
 }
@@ -31,7 +33,7 @@ impl View {
             _ => serde_json::from_str(answer).context("the server's answer is not JSON")?,
         };
         Ok(match self {
-            Self::Projects => list(&answer, &["ID", "NAME", "STATE", "KEYS", "CREATED"], project_row),
+            Self::Projects => list(&answer, &["ID", "NAME", "STATE", "KEYS", "CONTENT", "CREATED"], project_row),
             Self::Tokens => {
                 let head = ["ID", "PROJECT", "STATE", "EXPIRES", "REQUESTS", "PER MINUTE", "MODELS", "LAST USED"];
                 list(&answer, &head, |token| token_row(token, now))
@@ -43,6 +45,25 @@ impl View {
                 format!("{}\n{shown_once}\n\nKeep it now: it is not shown again.\n", token(&answer, now))
             }
             Self::Usage => usage(&answer),
+            Self::Erased => {
+                format!("erased from {} records, in {} files\n", text(&answer, "records"), text(&answer, "files"))
+            }
+            Self::Sinks => {
+                let head = [
+                    "NAME",
+                    "KIND",
+                    "HEALTH",
+                    "DELIVERED",
+                    "DUPLICATES",
+                    "PENDING",
+                    "LAG",
+                    "RETRIED",
+                    "DEAD",
+                    "DROPPED",
+                    "LAST ERROR",
+                ];
+                list(&answer, &head, sink_row)
+            }
             Self::Revoked => format!(
                 "{} revoked now, {} before, {} tokens in all\n",
                 text(&answer, "revoked_count"),
@@ -75,6 +96,7 @@ fn project_row(project: &Value) -> Vec<String> {
         text(project, "name"),
         project_state(project).to_owned(),
         keys(project),
+        project.get("content").map_or_else(|| "-".to_owned(), |content| text(content, "capture")),
         moment(project, "created_at"),
     ]
 }
@@ -85,9 +107,34 @@ fn project(project: &Value) -> String {
         ("name", text(project, "name")),
         ("state", project_state(project).to_owned()),
         ("keys", keys(project)),
+        ("content", project.get("content").map_or_else(|| "-".to_owned(), content)),
         ("created", moment(project, "created_at")),
         ("updated", moment(project, "updated_at")),
     ])
+}
+
+/// What is kept of bodies; if it is more than nothing, how much of one, and for how long.
+fn content(content: &Value) -> String {
+    let capture = text(content, "capture");
+    if !["redacted", "full"].contains(&capture.as_str()) {
+        return capture;
+    }
+    let kept = match content.get("retention_days").and_then(Value::as_u64) {
+        None => "without an end".to_owned(),
+        Some(1) => "for one day".to_owned(),
+        Some(days) => format!("for {days} days"),
+    };
+    format!("{capture}, up to {} bytes of a body, {kept}", text(content, "max_bytes"))
+}
+
+fn sink_row(sink: &Value) -> Vec<String> {
+    let lag =
+        sink.get("lag_seconds").and_then(Value::as_f64).map_or_else(|| "-".to_owned(), |lag| format!("{lag:.1} s"));
+    let mut row: Vec<_> =
+        ["name", "kind", "health", "delivered", "duplicates", "pending_events"].map(|name| text(sink, name)).into();
+    row.push(lag);
+    row.extend(["retried", "dead", "dropped", "last_error"].map(|name| text(sink, name)));
+    row
 }
 
 fn token_row(token: &Value, now: &str) -> Vec<String> {
@@ -253,6 +300,57 @@ There are more: go on with --cursor c
         let shown = View::Project.lay_out(answer, NOW).unwrap();
         assert!(shown.contains("openai …6789, local"), "{shown}");
         assert!(shown.contains("inactive") && !shown.contains('\u{1b}'), "{shown}");
+    }
+
+    #[test]
+    fn a_project_shows_what_is_kept_of_bodies() {
+        for (content, row, all) in [
+            (r#"{"capture":"metadata","max_bytes":65536,"retention_days":null}"#, "metadata", "metadata\n"),
+            (r#"{"capture":"none","max_bytes":1024,"retention_days":30}"#, "none", "none\n"),
+            (
+                r#"{"capture":"full","max_bytes":1024,"retention_days":1}"#,
+                "full",
+                "full, up to 1024 bytes of a body, for one day\n",
+            ),
+            (
+                r#"{"capture":"redacted","max_bytes":65536,"retention_days":30}"#,
+                "redacted",
+                "redacted, up to 65536 bytes of a body, for 30 days\n",
+            ),
+            (
+                r#"{"capture":"redacted","max_bytes":65536,"retention_days":null}"#,
+                "redacted",
+                "redacted, up to 65536 bytes of a body, without an end\n",
+            ),
+        ] {
+            let answer = format!(r#"{{"id":"p","name":"shop","is_active":true,"content":{content}}}"#);
+            let shown = View::Project.lay_out(&answer, NOW).unwrap();
+            assert!(shown.contains(&format!("content  {all}")), "{shown}");
+            let listed = View::Projects.lay_out(&format!(r#"{{"data":[{answer}]}}"#), NOW).unwrap();
+            assert!(listed.contains(&format!("-     {row}")), "{listed}");
+        }
+    }
+
+    #[test]
+    fn sinks_are_a_table() {
+        let answer = r#"{"data":[
+            {"name":"team","kind":"webhook","health":"down","delivered":10,"duplicates":1,"dead":2,"dropped":0,"retried":3,
+             "pending_events":4,"lag_seconds":61.3,"last_error":"503\u001b[2J"},
+            {"name":"f","kind":"file","health":"delivering","delivered":5,"duplicates":0,"dead":0,"dropped":0,"retried":0,
+             "pending_events":0,"lag_seconds":0.0,"last_error":null}
+        ],"next_cursor":null}"#;
+        let expected = "\
+NAME  KIND     HEALTH      DELIVERED  DUPLICATES  PENDING  LAG     RETRIED  DEAD  DROPPED  LAST ERROR
+team  webhook  down        10         1           4        61.3 s  3        2     0        503 [2J
+f     file     delivering  5          0           0        0.0 s   0        0     0        -
+";
+        assert_eq!(View::Sinks.lay_out(answer, NOW).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_erasure_says_how_much_it_was() {
+        let shown = View::Erased.lay_out(r#"{"records":12,"files":3}"#, NOW).unwrap();
+        assert_eq!(shown, "erased from 12 records, in 3 files\n");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use llm_proxy_core::websocket::handshake::{self, BadUpgrade, Upgrade};
 use llm_proxy_plugins::event::Outcome;
 use tokio::time::{Instant, sleep_until};
 
+use super::bodies::Bodies;
 use super::clocks::{after, earlier};
 use super::credentials::{self, Remembered};
 use super::forward::Destination;
@@ -145,6 +146,7 @@ async fn carry(
     let (token, forms) =
         credentials::find(call, &target, exchange.dialect, asked).map_err(|_| Refusal::InvalidApiKey)?;
     let digest = remembered.digest(&gateway.pepper, &token).map_err(|_| Refusal::InvalidApiKey)?;
+    let edition = gateway.tokens.edition();
     let known = authenticate(gateway, &digest).await?;
     exchange.known = Some(Arc::clone(&known));
     let cut = known.state.watch();
@@ -184,8 +186,15 @@ async fn carry(
     }
     let total = upstream.timeouts.total.map(|total| after(exchange.received().into(), total));
     let turn = Turn { gateway, call, upstream, cut: &cut, total };
+    if upgrade.is_none() {
+        exchange.bodies = Bodies::of(known.holder.content, call, &gateway.held);
+    }
+    let copy = exchange.bodies.as_ref().and_then(|bodies| bodies.request());
     let mut upload = if reads_body {
         let (mut body, hold) = whole_body(turn, client, exchange, held).await?;
+        if let Some(copy) = &copy {
+            copy.push(&body);
+        }
         if let Some(model) = judge::body(&rule, &body, api, &known, &route)? {
             exchange.model_requested = Some(model);
         }
@@ -201,12 +210,14 @@ async fn carry(
     } else {
         Upload::streamed(call, upstream.max_request_bytes)
     };
+    upload.copy_to(copy);
     known
         .state
         .check_rate()
         .map_err(|TooFast { limit, retry_after_ms }| Refusal::RateLimited { limit, retry_after_ms })?;
     // A limit that came while the body was read holds already.
-    let limited = if reads_body { authenticate(gateway, &digest).await? } else { Arc::clone(&known) };
+    let changed = gateway.tokens.edition() != edition;
+    let limited = if changed { authenticate(gateway, &digest).await? } else { Arc::clone(&known) };
     let permit = permit(gateway, &limited).await?;
     if call.expects_continue && !reads_body {
         invite_body(client).await?;

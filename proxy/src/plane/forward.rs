@@ -123,10 +123,9 @@ fn choose_fields(call: &Call, to: &Destination<'_>, mut put: impl FnMut(&[u8], &
     let nominated: Vec<&[u8]> = call.connection_options().collect();
     for field in call.fields().iter().filter(|field| is_forwarded(field.kind)) {
         let name = call.name(field);
-        let is_ours = name.eq_ignore_ascii_case(b"helicone-auth");
         let is_replaced = (to.wants_identity && field.kind == Name::AcceptEncoding)
             || to.stray.is_some_and(|token| holds(call.value(field), token) || holds(name, token));
-        if !is_ours && !is_replaced && !nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) {
+        if !is_replaced && !nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) {
             put(name, call.value(field));
         }
     }
@@ -158,6 +157,7 @@ const fn is_forwarded(kind: Name) -> bool {
             | Name::XApiKey
             | Name::ApiKey
             | Name::XGoogApiKey
+            | Name::Ours
     )
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use llm_proxy_core::usage::{Metered, Source};
+use llm_proxy_plugins::dispatcher::{Health as SinkHealth, Stats as SinkStats};
 use llm_proxy_plugins::event::Outcome;
 use llm_proxy_plugins::journal::Stats as JournalStats;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
@@ -72,7 +73,25 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
         "llm_proxy_journal_failures_total",
         "Records that could not be written, and syncs that failed"
     );
+    metrics::describe_counter!(
+        "llm_proxy_journal_stripped_total",
+        "Records written without what was kept of the bodies, because the disk was full"
+    );
+    metrics::describe_counter!(
+        "llm_proxy_journal_discarded_total",
+        "Records deleted before every consumer had read them, to keep the journal within its bound"
+    );
+    metrics::describe_gauge!("llm_proxy_journal_size_bytes", metrics::Unit::Bytes, "Size of the journal on disk");
+    metrics::describe_gauge!("llm_proxy_journal_segments", "Files of the journal");
     metrics::describe_gauge!("llm_proxy_journal_pending", "Records that a consumer has not delivered yet");
+    metrics::describe_counter!("llm_proxy_sink_events_total", "Events by sink and what became of them");
+    metrics::describe_counter!("llm_proxy_sink_errors_total", "Steps of ours that failed on behalf of a sink");
+    metrics::describe_gauge!(
+        "llm_proxy_sink_lag_seconds",
+        metrics::Unit::Seconds,
+        "Age of the oldest event that a sink has not taken"
+    );
+    metrics::describe_gauge!("llm_proxy_sink_up", "1 while what was sent last got through, else 0");
     Ok(handle)
 }
 
@@ -203,7 +222,6 @@ impl Metrics {
 
 /// Gauges that are read when somebody looks.
 pub fn observe(in_flight: usize, held_bytes: u64) {
-    let as_f64 = |value: u64| -> f64 { u32::try_from(value).map_or(f64::from(u32::MAX), f64::from) };
     let flight: Gauge = gauge!("llm_proxy_in_flight");
     flight.set(as_f64(u64::try_from(in_flight).unwrap_or(u64::MAX)));
     // In KiB steps the gauge stays exact for budgets of terabytes.
@@ -211,10 +229,40 @@ pub fn observe(in_flight: usize, held_bytes: u64) {
 }
 
 /// The journal's books.
-pub fn observe_journal(stats: &JournalStats, pending: u64) {
+pub fn observe_journal(stats: &JournalStats) {
     counter!("llm_proxy_journal_records_total").absolute(stats.written);
     counter!("llm_proxy_journal_bytes_total").absolute(stats.written_bytes);
     counter!("llm_proxy_journal_failures_total").absolute(stats.dropped.saturating_add(stats.sync_failures));
-    let pending = u32::try_from(pending).map_or(f64::from(u32::MAX), f64::from);
-    gauge!("llm_proxy_journal_pending", "consumer" => "file").set(pending);
+    counter!("llm_proxy_journal_stripped_total").absolute(stats.stripped);
+    counter!("llm_proxy_journal_discarded_total").absolute(stats.discarded_records);
+    gauge!("llm_proxy_journal_size_bytes").set(as_f64(stats.bytes / 1024) * 1024.0);
+    gauge!("llm_proxy_journal_segments").set(as_f64(stats.segments));
+}
+
+/// The sinks' books.
+pub fn observe_sinks<'s>(sinks: impl Iterator<Item = (&'s str, SinkStats)>) {
+    for (sink, stats) in sinks {
+        let sink: Arc<str> = sink.into();
+        let figures = [
+            ("delivered", stats.delivered),
+            ("duplicate", stats.duplicates),
+            ("dead", stats.dead),
+            ("retried", stats.retried),
+            ("left_out", stats.left_out),
+            ("dropped", stats.dropped.saturating_add(stats.unreadable)),
+        ];
+        for (result, count) in figures {
+            counter!("llm_proxy_sink_events_total", "sink" => Arc::clone(&sink), "result" => result).absolute(count);
+        }
+        counter!("llm_proxy_sink_errors_total", "sink" => Arc::clone(&sink)).absolute(stats.own_errors);
+        gauge!("llm_proxy_journal_pending", "consumer" => Arc::clone(&sink)).set(as_f64(stats.lag_records));
+        gauge!("llm_proxy_sink_lag_seconds", "sink" => Arc::clone(&sink)).set(stats.lag.as_secs_f64());
+        let is_up = matches!(stats.health, SinkHealth::Delivering);
+        gauge!("llm_proxy_sink_up", "sink" => sink).set(f64::from(u8::from(is_up)));
+    }
+}
+
+/// As a gauge has it: exact up to what no gauge here will reach.
+fn as_f64(value: u64) -> f64 {
+    u32::try_from(value).map_or(f64::from(u32::MAX), f64::from)
 }

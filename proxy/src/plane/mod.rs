@@ -1,5 +1,6 @@
 //! The plane: carries each checked call to its provider and the answer back.
 
+pub mod bodies;
 pub mod clean;
 pub mod clocks;
 pub mod cors;
@@ -91,7 +92,7 @@ impl Gateway {
     /// Appends to the journal. A failure is counted in the journal's own books and told in the log, now and then.
     fn append<M: Message>(&self, kind: Kind, id: Uuid, time_us: i64, record: &M) -> Result<u64, Unrecorded> {
         self.journal.append_message(kind, id, time_us, record).map_err(|error| {
-            let by_disk = matches!(error, JournalError::Io { .. });
+            let by_disk = matches!(error, JournalError::Io { .. } | JournalError::MemoryFull);
             if let Some(count) = LOSSES.note(by_disk, Instant::now()) {
                 tracing::error!(%error, count, "records could not be written to the journal");
             }

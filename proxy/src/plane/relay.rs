@@ -104,6 +104,9 @@ pub async fn relay(
         };
         progress = Instant::now();
         exchange.note_piece(piece.len());
+        if let Some(bodies) = &mut exchange.bodies {
+            bodies.note_piece(&piece);
+        }
         if let Some(meter) = &mut exchange.meter {
             meter.observe(&piece);
         }
@@ -142,6 +145,9 @@ pub async fn relay(
 /// Takes note of the answer's head, and starts metering its body.
 fn begin_answer(exchange: &mut Exchange<'_>, answer: &AnswerHead) {
     exchange.note_answer(answer);
+    if let Some(bodies) = &mut exchange.bodies {
+        bodies.note_answer(answer);
+    }
     let head = Answer {
         dialect: exchange.dialect,
         status: answer.status(),

@@ -50,6 +50,13 @@ pub async fn send(
             return Err(Stop::Cut(turn.cut.reason()));
         }
         exchange.record_begin();
+        if exchange.waits_for_disk() {
+            tokio::select! {
+                biased;
+                recorded = exchange.begin_on_disk() => recorded?,
+                reason = turn.cut.cut() => return Err(Stop::Cut(reason)),
+            }
+        }
         if let Some(permit) = permit.take() {
             permit.spend();
         }

@@ -4,12 +4,14 @@
 //! dropped: an early return, a cancelled task and a panic all pass through here.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::HeaderValue;
 use llm_proxy_core::answer::Refusal;
+use llm_proxy_core::capture::{self, Policy};
 use llm_proxy_core::dialect::Dialect;
 use llm_proxy_core::http1::answer_head::AnswerHead;
 use llm_proxy_core::http1::call::{Call, Name};
@@ -18,10 +20,12 @@ use llm_proxy_core::routing::Route;
 use llm_proxy_core::usage::{Asked, Ended as AnswerEnded, Meter, Metered, Number, Source, Usage};
 use llm_proxy_core::websocket::realtime::Session;
 use llm_proxy_plugins::event::{self, Outcome};
-use llm_proxy_plugins::journal::Kind;
+use llm_proxy_plugins::journal::{Kind, Mode};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::Gateway;
+use super::bodies::{self, Bodies};
 use super::gaps::Gaps;
 use super::metrics;
 use super::state::CutReason;
@@ -29,6 +33,9 @@ use super::tokens::Known;
 use super::upload::Upload;
 use crate::downstream::Caller;
 use crate::provider::Provider;
+
+/// The longest wait for a disk that does not answer.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a refusal is, in the record.
 pub const fn outcome_of_refusal(refusal: &Refusal) -> Outcome {
@@ -118,6 +125,8 @@ pub struct Exchange<'a> {
     pub hider: Option<Hider>,
     /// Reads the provider's side of a WebSocket, in place of an answer.
     pub session: Option<Session>,
+    /// Both bodies, where the project lets them be kept.
+    pub bodies: Option<Box<Bodies>>,
     /// The pauses of the answer's stream.
     pub gaps: Gaps,
     /// Time spent waiting for the client's body before the first byte went out.
@@ -158,6 +167,7 @@ impl<'a> Exchange<'a> {
             hides_usage: false,
             hider: None,
             session: None,
+            bodies: None,
             gaps: Gaps::default(),
             waited_for_client: Duration::ZERO,
             forwarded: None,
@@ -213,6 +223,23 @@ impl<'a> Exchange<'a> {
         if let Ok(seq) = self.gateway.append(Kind::Begin, self.id.uuid, self.received_us, &begin) {
             self.gateway.begun.lock().insert(seq);
             self.begun = Some(seq);
+        }
+    }
+
+    /// Whether the journal wants `begin` to be on disk before anything goes to the provider.
+    pub fn waits_for_disk(&self) -> bool {
+        self.gateway.journal.mode() == Mode::Strict
+    }
+
+    /// Waits until it is. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Refusal::Unrecorded`], where it cannot be brought there.
+    pub async fn begin_on_disk(&self) -> Result<(), Refusal> {
+        let seq = self.begun.ok_or(Refusal::Unrecorded)?;
+        match timeout(DISK_PATIENCE, self.gateway.journal.on_disk(seq)).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(Refusal::Unrecorded),
         }
     }
 
@@ -287,11 +314,36 @@ impl<'a> Exchange<'a> {
             let _ = self.gateway.append(Kind::End, self.id.uuid, self.received_us, &record);
             return;
         }
-        let record = self.record(outcome, reason, metered, cost, stream, 1);
+        let mut record = self.record(outcome, reason, metered, cost, stream, 1);
+        record.content = self.content(outcome);
         let _ = self.gateway.append(Kind::End, self.id.uuid, self.received_us, &record);
         if let Some(seq) = self.begun.take() {
             self.gateway.begun.lock().remove(&seq);
         }
+    }
+
+    /// What is kept of the bodies. A fault in making it costs the content, not the record.
+    fn content(&mut self, outcome: Outcome) -> Option<event::Content> {
+        let bodies = self.bodies.take()?;
+        let made = catch_unwind(AssertUnwindSafe(|| bodies.content(self.call, outcome == Outcome::Finished)));
+        made.inspect_err(|_panic| ::metrics::counter!("llm_proxy_panics_total").increment(1)).ok()
+    }
+
+    /// What the client says of itself for the record, as far as its project lets that be kept.
+    fn tags(&self) -> BTreeMap<String, String> {
+        match &self.known {
+            Some(known) if bodies::tells(self.call) => {
+                capture::tags(known.holder.content.capture, bodies::told(self.call))
+            }
+            _ => BTreeMap::new(),
+        }
+    }
+
+    /// The client's id of this request, unless its project lets nothing of the kind be kept.
+    fn client_request_id(&self) -> Option<String> {
+        let keeps_nothing = self.known.as_ref().is_some_and(|known| known.holder.content.capture == Policy::None);
+        let id = self.call.value_of(Name::ClientRequestId).filter(|_| !keeps_nothing)?;
+        Some(super::clean::text(std::str::from_utf8(id).ok()?, 256))
     }
 
     /// Ends the metering, and tells the metrics.
@@ -369,7 +421,6 @@ impl<'a> Exchange<'a> {
             Some(metered) => (Some(metered.usage), metered.model, metered.finish_reasons),
             None => (None, None, Vec::new()),
         };
-        let client_request_id = self.call.value_of(Name::ClientRequestId).and_then(|id| std::str::from_utf8(id).ok());
         event::Exchange {
             id: self.id.text().to_owned(),
             r#type: event::EventType::Exchange.into(),
@@ -400,11 +451,13 @@ impl<'a> Exchange<'a> {
             response_bytes: Some(self.response_bytes),
             finish_reasons,
             client_address: self.client_address(),
-            client_request_id: client_request_id.map(|id| super::clean::text(id, 256)),
+            client_request_id: self.client_request_id(),
             provider_request_id: self.provider_request_id.take(),
             attempt: (self.attempt > 0).then_some(self.attempt),
             count,
-            tags: Default::default(),
+            tags: self.tags(),
+            content: None,
+            admin: None,
         }
     }
 }

@@ -8,7 +8,7 @@
 //! back, is done behind it ([`Tokens::give_back_edited`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -100,6 +100,8 @@ pub struct Tokens {
     flights: DashMap<TokenDigest, Arc<Flight>>,
     /// Raised when everything is forgotten. Held while anything is dropped from the caches or put into them.
     generation: parking_lot::Mutex<u64>,
+    /// How often anything was forgotten: [`Tokens::edition`].
+    edition: AtomicU64,
     /// Those with leases that edits took away: no more than edits were made since the last were given back.
     edited: parking_lot::Mutex<Vec<Arc<TokenState>>>,
     is_edited: Notify,
@@ -132,9 +134,16 @@ impl Tokens {
             projects: DashMap::new(),
             flights: DashMap::new(),
             generation: parking_lot::Mutex::new(0),
+            edition: AtomicU64::new(0),
             edited: parking_lot::Mutex::default(),
             is_edited: Notify::new(),
         }
+    }
+
+    /// A number that has changed whenever a token may have. What was found after it was read is still what would be
+    /// found while it is the same, and asking for it costs a hundredth of looking again.
+    pub fn edition(&self) -> u64 {
+        self.edition.load(Ordering::Acquire)
     }
 
     /// Finds a token, in memory or in the store. `Ok(None)`: no such token.
@@ -275,6 +284,8 @@ impl Tokens {
         *generation = generation.wrapping_add(1);
         self.known.invalidate_all();
         self.unknown.invalidate_all();
+        // Afterwards: whoever found something older has read the number before.
+        self.edition.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The same for one token. Reads of others go on, however fast changes come.
@@ -285,6 +296,7 @@ impl Tokens {
         }
         self.known.invalidate(digest);
         self.unknown.invalidate(digest);
+        self.edition.fetch_add(1, Ordering::AcqRel);
     }
 
     fn cut_project(&self, project_id: &str, reason: CutReason) {
@@ -392,7 +404,7 @@ mod tests {
     use std::pin::{Pin, pin};
     use std::task::Poll;
 
-    use llm_proxy_store::{NewProject, NewToken, ProjectChange, RootKey, Token, TokenChange};
+    use llm_proxy_store::{ContentPolicy, NewProject, NewToken, ProjectChange, RootKey, Token, TokenChange};
     use tempfile::TempDir;
     use tokio::runtime::{Builder, Runtime};
     use tokio_util::sync::CancellationToken;
@@ -418,7 +430,12 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let url = format!("sqlite:{}", folder.path().join("store.db").display());
             let store = Store::open(&url, &RootKey::generate().unwrap()).await.unwrap();
-            let project = NewProject { name: "one".to_owned(), is_active: true, provider_keys: Vec::new() };
+            let project = NewProject {
+                name: "one".to_owned(),
+                is_active: true,
+                provider_keys: Vec::new(),
+                content: ContentPolicy::default(),
+            };
             let project = store.create_project(project).await.unwrap();
             let token = NewToken {
                 project_id: project.id,
@@ -550,7 +567,7 @@ mod tests {
         tokens.give_back_edited().await;
         assert_eq!(state.settle().1, 0, "nothing is owed any more");
         let remaining = u64::from(MAX) - 1;
-        let lease = fixture.store.take_lease(&fixture.token.id).await.unwrap();
+        let lease = fixture.store.renew_lease(&fixture.token.id, 0).await.unwrap();
         assert_eq!(lease.remaining_after + u64::from(lease.granted), remaining, "all but the one that is spent");
     }
 
@@ -620,7 +637,7 @@ mod tests {
             tokio::task::yield_now().await;
             drop(turn);
         });
-        let lease = fixture.store.take_lease(&fixture.token.id).await.unwrap();
+        let lease = fixture.store.renew_lease(&fixture.token.id, 0).await.unwrap();
         assert_eq!(lease.remaining_after + u64::from(lease.granted), u64::from(MAX) - 1);
     }
 
@@ -638,6 +655,7 @@ mod tests {
             requests_per_minute: None,
             allowed_models: None,
             provider_keys: Vec::new(),
+            content: ContentPolicy::default(),
         };
         (TokenDigest::from_bytes(octets), holder)
     }

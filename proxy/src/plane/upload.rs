@@ -9,6 +9,7 @@ use llm_proxy_core::body::ModelScan;
 use llm_proxy_core::http1::call::{Call, Framing};
 use tokio::time::timeout;
 
+use super::bodies::Copy;
 use super::held::{HeldBytes, Hold};
 use crate::client::Client;
 use crate::http1::Fault;
@@ -37,6 +38,8 @@ pub struct Upload {
     pub sent_any: bool,
     /// Finds the model as the body passes.
     pub scan: ModelScan,
+    /// Where the body is copied to as it comes, if it is to be kept for the record.
+    copy: Option<Copy>,
     queue: VecDeque<Bytes>,
     queued: usize,
     client_done: bool,
@@ -84,6 +87,7 @@ impl Upload {
             sent_all: nothing,
             sent_any: false,
             scan: ModelScan::default(),
+            copy: None,
             queued: queue.iter().map(Bytes::len).sum(),
             queue,
             client_done: client_done || nothing,
@@ -96,6 +100,14 @@ impl Upload {
             taken: 0,
             hold,
         }
+    }
+
+    /// Copies what comes from here on.
+    pub fn copy_to(&mut self, copy: Option<Copy>) {
+        if let Some(copy) = copy.as_ref().filter(|_| self.client_done) {
+            copy.end();
+        }
+        self.copy = copy;
     }
 
     /// Whether there is room for more of the client's body while nothing can be written.
@@ -129,6 +141,9 @@ impl Upload {
             Ok(Some(piece)) => piece,
             Ok(None) => {
                 self.client_done = true;
+                if let Some(copy) = &self.copy {
+                    copy.end();
+                }
                 return Ok(());
             }
             Err(Fault::Invalid(why)) => {
@@ -140,6 +155,12 @@ impl Upload {
         self.taken = self.taken.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
         if self.taken > self.limit && !self.discard {
             return Err(ClientFault::Refused(Refusal::TooLarge(self.limit)));
+        }
+        if let Some(copy) = &self.copy {
+            copy.push(&piece);
+            if self.client_done {
+                copy.end();
+            }
         }
         if !self.discard {
             self.scan.feed(&piece);

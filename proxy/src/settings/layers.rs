@@ -3,6 +3,7 @@
 //! A bad value stops the start even where a higher layer hides it: the day that layer goes, a process that always
 //! started would not.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 
 use llm_proxy_core::secret::Secret;
@@ -23,6 +24,8 @@ pub(super) struct Chosen<T> {
 pub(super) struct Layers {
     /// Lowest layer first.
     given: Vec<Given>,
+    /// Every variable that is not empty, whoever it is for: `sinks:` may name any of them.
+    variables: HashMap<String, Secret>,
 }
 
 struct Given {
@@ -37,6 +40,7 @@ impl Layers {
         let mut first_lines: Vec<(&'static str, usize)> = Vec::new();
         for entry in dotenv::parse(text)? {
             let place = Place::dotenv(entry.line).of(&entry.key);
+            self.note_variable(&entry.key, &entry.value);
             let Some(name) = known(&entry.key) else {
                 warn_of(&entry.key, Some(entry.line), warnings);
                 continue;
@@ -58,15 +62,30 @@ impl Layers {
     ) -> Result<(), SettingsError> {
         for (variable, value) in environment {
             let Ok(variable) = variable.into_string() else { continue };
+            let value = value.into_string();
+            if let Ok(text) = &value {
+                self.note_variable(&variable, text);
+            }
             let Some(name) = known(&variable) else {
                 warn_of(&variable, None, warnings);
                 continue;
             };
             let place = Place::variable(name);
-            let value = value.into_string().map_err(|_| place.error("found text that is not UTF-8, expected UTF-8"))?;
+            let value = value.map_err(|_| place.error("found text that is not UTF-8, expected UTF-8"))?;
             self.add_variable(name, &value, place);
         }
         Ok(())
+    }
+
+    fn note_variable(&mut self, variable: &str, text: &str) {
+        if !text.is_empty() {
+            self.variables.insert(variable.to_owned(), Secret::new(text));
+        }
+    }
+
+    /// The value of any variable, of the environment or else of `.env`.
+    pub(super) fn variable(&self, name: &str) -> Option<Secret> {
+        self.variables.get(name).cloned()
     }
 
     /// An empty variable counts as unset, as compose files and CI systems pass it on. An empty secret does not: it was

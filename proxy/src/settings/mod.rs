@@ -10,17 +10,22 @@ mod dotenv;
 mod error;
 mod layers;
 mod near_miss;
+mod sinks;
 mod values;
 mod yaml;
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use llm_proxy_core::network::cidr::Network;
+use llm_proxy_core::network::client_address::truncated;
 use llm_proxy_core::secret::Secret;
+use llm_proxy_plugins::journal::Mode;
+use llm_proxy_plugins::redis_source::RedisUrl;
+use llm_proxy_plugins::sinks::SinksSettings;
 
 pub use self::apis::{
     ApiSettings, DEFAULT_CONNECT_TIMEOUT, DEFAULT_FIRST_BYTE_TIMEOUT, DEFAULT_IDLE_TIMEOUT, DEFAULT_MAX_HELD_BYTES,
@@ -36,7 +41,7 @@ use self::yaml::{Content, Fields, Node};
 
 /// Every setting that flags, environment and `.env` know, by its variable's name. The YAML key is its lower-case form
 /// (all but `CONFIG`), the flag its kebab-case form.
-pub const NAMES: [&str; 19] = [
+pub const NAMES: [&str; 22] = [
     "CONFIG",
     "LISTEN_ADDR",
     "ADMIN_LISTEN_ADDR",
@@ -50,6 +55,9 @@ pub const NAMES: [&str; 19] = [
     "MANAGEMENT_TOKEN",
     "ROOT_KEY",
     "REDIS_URL",
+    "JOURNAL_MODE",
+    "JOURNAL_MAX_BYTES",
+    "DISPATCHER",
     "LOG_LEVEL",
     "LOG_FORMAT",
     "HEAD_TIMEOUT",
@@ -104,6 +112,16 @@ pub struct Settings {
     pub management_token: Option<Secret>,
     /// Base64 (standard alphabet, padded) of 32 bytes. `None`: generated into `data_dir`.
     pub root_key: Option<Secret>,
+    /// Where events are read from by `llm-proxy dispatcher --from redis`.
+    pub redis_url: Option<RedisUrl>,
+    /// When a record counts as recorded.
+    pub journal_mode: Mode,
+    /// The most bytes that the journal takes on disk; above zero. `None`: what the disk has.
+    pub journal_max_bytes: Option<u64>,
+    /// Which process brings events to sinks.
+    pub dispatcher: DispatcherPlace,
+    /// Where records go.
+    pub sinks: SinksSettings,
     /// The least severe lines that are logged.
     pub log_level: LogLevel,
     /// `None`: text on a terminal, else JSON; whoever opens the log can tell.
@@ -150,6 +168,37 @@ impl RecordClientAddress {
             Self::None => "none",
             Self::Truncated => "truncated",
             Self::Full => "full",
+        }
+    }
+
+    /// What is recorded of this address.
+    pub fn of(self, address: IpAddr) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::Truncated => Some(truncated(address).to_string()),
+            Self::Full => Some(address.to_string()),
+        }
+    }
+}
+
+/// Which process brings events to sinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DispatcherPlace {
+    /// The server, beside everything else.
+    Inside,
+    /// `llm-proxy dispatcher`, a process of its own. The server only keeps the journal for it.
+    Outside,
+}
+
+impl DispatcherPlace {
+    /// Both places.
+    pub const ALL: [Self; 2] = [Self::Inside, Self::Outside];
+
+    /// As it is written in settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Inside => "inside",
+            Self::Outside => "outside",
         }
     }
 }
@@ -289,7 +338,7 @@ fn if_present(read: io::Result<String>, place: &Place) -> Result<Option<String>,
 
 fn judge(layers: &Layers, file: Option<&Node>, working_dir: &Path) -> Result<Settings, SettingsError> {
     let known: Vec<String> = NAMES.iter().skip(1).map(|name| name.to_ascii_lowercase()).collect();
-    let known: Vec<&str> = known.iter().map(String::as_str).chain(["apis"]).collect();
+    let known: Vec<&str> = known.iter().map(String::as_str).chain(["apis", sinks::KEY]).collect();
     let fields = match file {
         None => None,
         Some(node) => match &node.content {
@@ -318,13 +367,16 @@ fn judge(layers: &Layers, file: Option<&Node>, working_dir: &Path) -> Result<Set
     let proxy_protocol = proxy_protocol(layers.choose("PROXY_PROTOCOL", &rules::ON_OR_OFF, file)?, &trusted_proxies)?;
     let data_dir = layers.choose("DATA_DIR", &rules::PATH, file)?;
     let data_dir = data_dir.map_or_else(|| PathBuf::from(DEFAULT_DATA_DIR), |chosen| chosen.value);
-    layers.choose("REDIS_URL", &rules::REDIS_URL, file)?;
     let max_held_bytes_total = layers
         .choose("MAX_HELD_BYTES_TOTAL", &rules::BYTES, file)?
         .map_or(DEFAULT_MAX_HELD_BYTES_TOTAL, |chosen| chosen.value);
     let apis = match file.and_then(|fields| fields.get("apis")) {
         Some(node) => apis::read(node, max_held_bytes_total)?,
         None => apis::defaults(max_held_bytes_total),
+    };
+    let sinks = match file.and_then(|fields| fields.get(sinks::KEY)) {
+        Some(node) => sinks::read(node, |name| layers.variable(name))?,
+        None => SinksSettings::default(),
     };
     let default_api = default_api(layers.choose("DEFAULT_API", &rules::API_NAME, file)?, &apis)?;
 
@@ -341,6 +393,17 @@ fn judge(layers: &Layers, file: Option<&Node>, working_dir: &Path) -> Result<Set
         database_url: layers.choose("DATABASE_URL", &rules::DATABASE_URL, file)?.map(|chosen| chosen.value),
         management_token: layers.choose("MANAGEMENT_TOKEN", &rules::MANAGEMENT_TOKEN, file)?.map(|chosen| chosen.value),
         root_key: layers.choose("ROOT_KEY", &rules::ROOT_KEY, file)?.map(|chosen| chosen.value),
+        redis_url: layers.choose("REDIS_URL", &rules::REDIS_URL, file)?.map(|chosen| chosen.value),
+        journal_mode: layers
+            .choose("JOURNAL_MODE", &rules::JOURNAL_MODE, file)?
+            .map_or_else(Mode::default, |chosen| chosen.value),
+        journal_max_bytes: layers
+            .choose("JOURNAL_MAX_BYTES", &rules::BYTES_OR_NONE, file)?
+            .and_then(|chosen| chosen.value),
+        dispatcher: layers
+            .choose("DISPATCHER", &rules::DISPATCHER, file)?
+            .map_or(DispatcherPlace::Inside, |chosen| chosen.value),
+        sinks,
         log_level: layers.choose("LOG_LEVEL", &rules::LOG_LEVEL, file)?.map_or(LogLevel::Info, |chosen| chosen.value),
         log_format: layers.choose("LOG_FORMAT", &rules::LOG_FORMAT, file)?.map(|chosen| chosen.value),
         head_timeout: layers

@@ -60,7 +60,7 @@ fn told() -> Told {
 /// Each setting with four values, and how it reads back.
 type Row = (&'static str, [&'static str; 4], fn(&Settings) -> String);
 
-const ROWS: [Row; 13] = [
+const ROWS: [Row; 17] = [
     ("LISTEN_ADDR", ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:4"], |s| s.listen_addr.to_string()),
     ("ADMIN_LISTEN_ADDR", ["127.0.0.1:1", "127.0.0.1:2", "[::1]:3", "127.0.0.1:4"], |s| {
         s.admin_listen_addr.to_string()
@@ -74,6 +74,21 @@ const ROWS: [Row; 13] = [
     ("MANAGEMENT_TOKEN", ["0f8e2b1c9d7a6351", "0f8e2b1c9d7a6352", "0f8e2b1c9d7a6353", "0f8e2b1c9d7a6354"], |s| {
         s.management_token.as_ref().map_or(String::new(), |token| token.expose().to_owned())
     }),
+    ("REDIS_URL", ["redis://a", "rediss://b", "redis+cluster://c,d", "redis://e/1"], |s| {
+        // Shown without database and password, and with the port that it has.
+        match s.redis_url.as_ref().map_or(String::new(), ToString::to_string).as_str() {
+            "redis://a:6379" => "redis://a".to_owned(),
+            "rediss://b:6379" => "rediss://b".to_owned(),
+            "redis+cluster://c:6379,d:6379" => "redis+cluster://c,d".to_owned(),
+            "redis://e:6379" => "redis://e/1".to_owned(),
+            other => other.to_owned(),
+        }
+    }),
+    ("JOURNAL_MODE", ["strict", "durable", "lossy", "strict"], |s| s.journal_mode.name().to_owned()),
+    ("JOURNAL_MAX_BYTES", ["1073741824", "none", "2147483648", "4294967296"], |s| {
+        s.journal_max_bytes.map_or("none".to_owned(), |bytes| bytes.to_string())
+    }),
+    ("DISPATCHER", ["outside", "inside", "outside", "inside"], |s| s.dispatcher.name().to_owned()),
     ("LOG_LEVEL", ["error", "warn", "debug", "trace"], |s| s.log_level.name().to_owned()),
     ("LOG_FORMAT", ["text", "json", "text", "json"], |s| s.log_format.map_or("", LogFormat::name).to_owned()),
     ("HEAD_TIMEOUT", ["1s", "2s", "3s", "4s"], |s| format!("{:?}", s.head_timeout)),
@@ -149,6 +164,9 @@ fn nothing_at_all_is_the_documented_defaults() {
         assert_eq!(settings.data_dir.display().to_string(), "/srv/data");
         assert_eq!((settings.database_url, settings.management_token, settings.root_key), (None, None, None));
         assert_eq!((settings.log_level, settings.log_format), (LogLevel::Info, None));
+        assert_eq!((settings.redis_url, settings.journal_mode), (None, Mode::Durable));
+        assert_eq!((settings.journal_max_bytes, settings.dispatcher), (None, DispatcherPlace::Inside));
+        assert!(settings.sinks.file.is_some() && settings.sinks.dispatched.is_empty());
         assert_eq!((settings.head_timeout, settings.drain_timeout), (Duration::from_secs(10), Duration::from_secs(30)));
         assert_eq!(settings.max_held_bytes_total, 512 << 20);
         let apis: Vec<_> = settings.apis.iter().map(|api| (&*api.name, api.base_url.to_string())).collect();
@@ -241,8 +259,30 @@ fn a_bad_value_is_one_line_with_place_found_and_expected() {
         (told().variable("LOG_FORMAT", "logfmt"), "LOG_FORMAT: found \"logfmt\", expected one of text, json"),
         (told().variable("DATABASE_URL", "postgres://h/d"), "DATABASE_URL: found a postgres: URL, expected sqlite:"),
         (
-            told().variable("REDIS_URL", "redis://h"),
-            "REDIS_URL: found a value, expected none: limits and events shared over Redis",
+            told().variable("REDIS_URL", "http://:hunter2@h"),
+            "REDIS_URL: found a value that is not shown here, expected a URL such as redis://",
+        ),
+        (
+            told().variable("JOURNAL_MODE", "fast"),
+            "JOURNAL_MODE: found \"fast\", expected one of strict, durable, lossy",
+        ),
+        (
+            told().flag("JOURNAL_MAX_BYTES", "10G"),
+            "--journal-max-bytes: found \"10G\", expected none, or a number of bytes",
+        ),
+        (told().variable("JOURNAL_MAX_BYTES", "0"), "JOURNAL_MAX_BYTES: found \"0\", expected none, or a number of"),
+        (told().variable("DISPATCHER", "on"), "DISPATCHER: found \"on\", expected one of inside, outside"),
+        (
+            told().file("llm-proxy.yaml", "sinks:\n"),
+            "llm-proxy.yaml:1:1: sinks: found nothing, expected a map from the name of a sink to its settings",
+        ),
+        (
+            told().file("llm-proxy.yaml", "sinks:\n  lunary:\n    api_key: hunter2\n"),
+            "llm-proxy.yaml:3:14: sinks.lunary.api_key: found a value that is not shown here, expected",
+        ),
+        (
+            told().file("llm-proxy.yaml", "sinks: {lunary: {api_key_env: KEY}}").variable("KEY", ""),
+            "llm-proxy.yaml:1:31: sinks.lunary.api_key_env: found no variable KEY, expected",
         ),
         (told().variable("MANAGEMENT_TOKEN", ""), "MANAGEMENT_TOKEN: found an empty secret, expected 16 to 256"),
         (told().variable("ROOT_KEY", ""), "ROOT_KEY: found an empty secret, expected 32 random bytes"),
@@ -257,6 +297,34 @@ fn a_bad_value_is_one_line_with_place_found_and_expected() {
     ] {
         let error = told.error();
         assert!(error.starts_with(expected), "{error}\nexpected {expected}");
+    }
+}
+
+#[test]
+fn credentials_of_sinks_come_from_the_environment_or_else_from_dotenv() {
+    let sinks = told().file("llm-proxy.yaml", "sinks: {file: none, lunary: {api_key_env: THE_KEY}}\n");
+    let key = "0d0c5a0e-6a58-4d0b-9d59-1f6f0f6f7b11";
+    for (told, expected) in [
+        (sinks.clone().variable("THE_KEY", key), None),
+        (sinks.clone().file(".env", format!("THE_KEY={key}\n")), None),
+        // What is empty is not there.
+        (sinks.clone().file(".env", format!("THE_KEY={key}\n")).variable("THE_KEY", ""), None),
+        (
+            sinks.clone().file(".env", format!("THE_KEY={key}\n")).variable("THE_KEY", "hunter2"),
+            Some("in THE_KEY that is"),
+        ),
+        (sinks.clone().flag("DATA_DIR", key), Some("found no variable THE_KEY")),
+    ] {
+        match (told.load(), expected) {
+            (Ok(Loaded { settings, warnings }), None) => {
+                assert!(settings.sinks.file.is_none() && warnings.is_empty());
+                let names: Vec<_> = settings.sinks.dispatched.iter().map(|sink| sink.name.as_str()).collect();
+                assert_eq!(names, ["lunary"]);
+                assert!(!format!("{settings:?}").contains(key));
+            }
+            (Err(error), Some(expected)) => assert!(error.contains(expected) && !error.contains("hunter2"), "{error}"),
+            (loaded, expected) => panic!("{expected:?}: {}", loaded.err().unwrap_or_default()),
+        }
     }
 }
 
@@ -386,7 +454,9 @@ fn near_misses_are_warned_of_and_strangers_are_not() {
 
 #[test]
 fn a_misspelt_top_level_key_never_starts() {
-    for name in NAMES.iter().skip(1).map(|name| name.to_ascii_lowercase()).chain(["apis".to_owned()]) {
+    for name in
+        NAMES.iter().skip(1).map(|name| name.to_ascii_lowercase()).chain(["apis".to_owned(), "sinks".to_owned()])
+    {
         for place in 0..name.len() {
             let typo = format!("{}{}", &name[..place], &name[place + 1..]);
             let error = told().file("llm-proxy.yaml", format!("{typo}: x\n")).error();

@@ -13,10 +13,12 @@ use base64::engine::general_purpose::STANDARD;
 use llm_proxy_core::dialect::Dialect;
 use llm_proxy_core::network::cidr::Network;
 use llm_proxy_core::secret::Secret;
+use llm_proxy_plugins::journal::Mode;
+use llm_proxy_plugins::redis_source::{InvalidRedisUrl, RedisUrl};
 use secrecy::zeroize::Zeroizing;
 
 use super::error::quoted;
-use super::{LogFormat, LogLevel, RecordClientAddress};
+use super::{DispatcherPlace, LogFormat, LogLevel, RecordClientAddress};
 
 /// What stands where a single value is expected.
 #[derive(Clone, Copy)]
@@ -110,10 +112,15 @@ pub(super) const DATABASE_URL: Rule<String> =
 pub(super) const MANAGEMENT_TOKEN: Rule<Secret> = Rule::secret(MANAGEMENT_TOKEN_FORM, management_token);
 pub(super) const ROOT_KEY: Rule<Secret> =
     Rule::secret("32 random bytes in base64, such as the output of `openssl rand -base64 32`", root_key);
-pub(super) const REDIS_URL: Rule<()> = Rule::secret("no value", |_| {
-    Err(Refused::Because(
-        "found a value, expected none: limits and events shared over Redis are not part of this version".to_owned(),
-    ))
+pub(super) const REDIS_URL: Rule<RedisUrl> =
+    Rule::secret("a URL such as redis://:password@redis.example.com:6379/0", |text| {
+        text.parse().map_err(|invalid: InvalidRedisUrl| Refused::Because(invalid.to_string()))
+    });
+pub(super) const JOURNAL_MODE: Rule<Mode> = Rule::new("one of strict, durable, lossy", |text| {
+    Mode::ALL.into_iter().find(|mode| mode.name() == text).ok_or(Refused::Malformed)
+});
+pub(super) const DISPATCHER: Rule<DispatcherPlace> = Rule::new("one of inside, outside", |text| {
+    DispatcherPlace::ALL.into_iter().find(|place| place.name() == text).ok_or(Refused::Malformed)
 });
 pub(super) const LOG_LEVEL: Rule<LogLevel> = Rule::new("one of error, warn, info, debug, trace", |text| {
     LogLevel::ALL.into_iter().find(|level| level.name() == text).ok_or(Refused::Malformed)
@@ -139,6 +146,13 @@ pub(super) const DURATION_OR_NONE: Rule<Option<Duration>> = Rule::new(
 pub(super) const BYTES: Rule<u64> = Rule::new(
     "a number of bytes above zero, alone or with one of KB, MB, GB, TB, KiB, MiB, GiB, TiB, such as 32MiB",
     |text| bytes(text).filter(|bytes| *bytes > 0).ok_or(Refused::Malformed),
+);
+pub(super) const BYTES_OR_NONE: Rule<Option<u64>> = Rule::new(
+    "none, or a number of bytes from 4MiB, alone or with one of KB, MB, GB, TB, KiB, MiB, GiB, TiB, such as 10GiB",
+    |text| match text {
+        "none" => Ok(None),
+        text => bytes(text).filter(|bytes| *bytes >= 4 << 20).map(Some).ok_or(Refused::Malformed),
+    },
 );
 pub(super) const DIALECT: Rule<Dialect> =
     Rule::new("one of openai, anthropic, gemini, azure", |text| text.parse().map_err(|_| Refused::Malformed));
@@ -513,6 +527,8 @@ mod tests {
             );
         }
         assert!(problem(&DATABASE_URL, "postgres://h/d").contains("later version"));
-        assert!(problem(&REDIS_URL, "redis://:hunter2@h").contains("not part of this version"));
+        assert!(REDIS_URL.judge(Found::Text("redis://:hunter2@h")).is_ok());
+        let problem = problem(&REDIS_URL, "http://:hunter2@h");
+        assert!(problem.contains("redis://") && !problem.contains("hunter2"), "{problem}");
     }
 }

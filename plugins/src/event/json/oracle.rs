@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use super::super::{Cost, Exchange, Source, Times, Usage};
+use super::super::{AdminAction, Body, Content, Cost, Exchange, Source, Times, Usage};
 
 pub(super) fn to_json_line(exchange: &Exchange) -> Vec<u8> {
     let no_usage = Usage::default();
@@ -65,7 +65,19 @@ pub(super) fn to_json_line(exchange: &Exchange) -> Vec<u8> {
         attempt: exchange.attempt,
         count: exchange.count.max(1),
         tags: &exchange.tags,
-        content: (),
+        content: exchange.content.as_ref().map(|content| ContentLine {
+            policy: content.policy().name(),
+            request: content.request.as_ref().map(body),
+            response: content.response.as_ref().map(body),
+        }),
+        admin: exchange.admin.as_ref().map(|admin| AdminLine {
+            action: &admin.action,
+            actor: &admin.actor,
+            resource: &admin.resource,
+            resource_id: admin.resource_id.as_deref(),
+            before: admin.before_json.as_deref().map(embedded),
+            after: admin.after_json.as_deref().map(embedded),
+        }),
     };
     let mut json = Vec::with_capacity(1_280);
     // Writing to memory cannot fail, and no key is anything but a string.
@@ -104,7 +116,8 @@ struct Line<'a> {
     attempt: Option<u32>,
     count: u64,
     tags: &'a BTreeMap<String, String>,
-    content: (), // no policy captures content, so it is always null
+    content: Option<ContentLine<'a>>,
+    admin: Option<AdminLine<'a>>,
 }
 
 #[derive(Serialize)]
@@ -134,6 +147,57 @@ struct TimesLine {
     first_byte_ms: Option<f64>,
     first_chunk_ms: Option<f64>,
     last_byte_ms: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct ContentLine<'a> {
+    policy: &'a str,
+    request: Option<BodyLine<'a>>,
+    response: Option<BodyLine<'a>>,
+}
+
+#[derive(Serialize)]
+struct BodyLine<'a> {
+    content_type: Option<&'a str>,
+    bytes: u64,
+    truncated: bool,
+    body: Option<Embedded<'a>>,
+    sha256: Option<&'a str>,
+    omitted: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct AdminLine<'a> {
+    action: &'a str,
+    actor: &'a str,
+    resource: &'a str,
+    resource_id: Option<&'a str>,
+    before: Option<Embedded<'a>>,
+    after: Option<Embedded<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Embedded<'a> {
+    Json(Cow<'a, RawValue>),
+    Text(Cow<'a, str>),
+}
+
+fn body(body: &Body) -> BodyLine<'_> {
+    let text = || body.text.as_deref().map(|text| Embedded::Text(Cow::Borrowed(text)));
+    BodyLine {
+        content_type: body.content_type.as_deref(),
+        bytes: body.bytes,
+        truncated: body.truncated,
+        body: body.json.as_deref().map(embedded).or_else(text),
+        sha256: body.sha256.as_deref(),
+        omitted: body.omitted.as_deref(),
+    }
+}
+
+/// JSON, or a text where it is none.
+fn embedded(bytes: &[u8]) -> Embedded<'_> {
+    verbatim(bytes).map_or_else(|| Embedded::Text(String::from_utf8_lossy(bytes)), Embedded::Json)
 }
 
 fn names(sources: &BTreeMap<String, i32>) -> Option<BTreeMap<&str, &'static str>> {
@@ -178,10 +242,12 @@ pub(super) fn exchange() -> impl Strategy<Value = Exchange> {
         vec(text(), 0..3),
         btree_map(text(), text(), 0..3),
         btree_map(text(), -1..4_i32, 0..3),
-        option::of(provider_json()),
+        option::of(some_json()),
         any::<bool>(),
     );
-    (text(), facts, many).prop_map(|(id, facts, (finish_reasons, tags, sources, provider_json, is_bare))| {
+    let kept = (option::of(content()), option::of(admin()));
+    (text(), facts, many, kept).prop_map(|(id, facts, many, (content, admin))| {
+        let (finish_reasons, tags, sources, provider_json, is_bare) = many;
         let (texts, numbers, small, codes, stream, received_us) = facts;
         let (mut texts, mut numbers) = (texts.into_iter(), numbers.into_iter());
         let (mut text, mut number) = (|| texts.next().flatten(), || numbers.next().flatten());
@@ -235,7 +301,33 @@ pub(super) fn exchange() -> impl Strategy<Value = Exchange> {
             attempt: small.next(),
             count: u64::from(!is_bare),
             tags,
+            content,
+            admin,
         }
+    })
+}
+
+fn content() -> impl Strategy<Value = Content> {
+    (-1..6_i32, option::of(kept_body()), option::of(kept_body())).prop_map(|(policy, request, response)| Content {
+        policy,
+        request,
+        response,
+    })
+}
+
+fn kept_body() -> impl Strategy<Value = Body> {
+    let texts = (option::of(text()), option::of(text()), option::of(text()), option::of(text()));
+    (texts, any::<u64>(), any::<bool>(), option::of(some_json())).prop_map(|(texts, bytes, truncated, json)| {
+        let (content_type, text, sha256, omitted) = texts;
+        Body { content_type, bytes, truncated, json, text, sha256, omitted }
+    })
+}
+
+fn admin() -> impl Strategy<Value = AdminAction> {
+    let texts = (text(), text(), text(), option::of(text()));
+    (texts, option::of(some_json()), option::of(some_json())).prop_map(|(texts, before_json, after_json)| {
+        let (action, actor, resource, resource_id) = texts;
+        AdminAction { action, actor, resource, resource_id, before_json, after_json }
     })
 }
 
@@ -252,6 +344,7 @@ fn moment() -> impl Strategy<Value = i64> {
     prop_oneof![any::<i64>(), -70_000_000_000_000_000..260_000_000_000_000_000_i64, 0..4_000_000_000_000_000_i64]
 }
 
-fn provider_json() -> impl Strategy<Value = Vec<u8>> {
-    prop_oneof![super::provider::soup().prop_map(String::into_bytes), vec(any::<u8>(), 0..20)]
+/// Bytes that are JSON, nearly JSON, or nothing of the kind.
+fn some_json() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![super::embedded::soup().prop_map(String::into_bytes), vec(any::<u8>(), 0..20)]
 }

@@ -70,6 +70,11 @@ pub enum Name {
     AnthropicVersion,
     /// `x-request-id` or `x-client-request-id`, passed on.
     ClientRequestId,
+    /// `x-llm-proxy-*`: what the client tells us for the record. Goes nowhere.
+    Ours,
+    /// `helicone-*`: read for the record too, and passed on, since the provider may be a gateway that wants it. The key of
+    /// that service alone is dropped.
+    Helicone,
 }
 
 impl Name {
@@ -87,7 +92,7 @@ impl Name {
             9 => pick(&[("x-api-key", Self::XApiKey), ("forwarded", Self::Dropped), ("x-real-ip", Self::Dropped)]),
             10 => pick(&[("connection", Self::Connection), ("keep-alive", Self::Dropped)]),
             12 => pick(&[("content-type", Self::ContentType), ("x-request-id", Self::ClientRequestId)]),
-            13 => pick(&[("authorization", Self::Authorization)]),
+            13 => pick(&[("authorization", Self::Authorization), ("helicone-auth", Self::Dropped)]),
             14 => pick(&[
                 ("content-length", Self::ContentLength),
                 // Behind us may stand somebody who takes an underscore for a hyphen.
@@ -119,15 +124,18 @@ impl Name {
             // For one connection only, and may hold the token; what a WebSocket needs of them is written anew.
             return Self::Dropped;
         }
-        if self == Self::Other
-            && name.first().is_some_and(|first| first.eq_ignore_ascii_case(&b'x'))
-            && (starts("x-forwarded-")
-                || name.eq_ignore_ascii_case(b"x-method-override")
-                || name.eq_ignore_ascii_case(b"x-http-method"))
-        {
-            Self::Dropped
-        } else {
-            self
+        match name.first() {
+            _ if self != Self::Other => self,
+            Some(b'x' | b'X') if starts("x-llm-proxy-") => Self::Ours,
+            Some(b'x' | b'X')
+                if starts("x-forwarded-")
+                    || name.eq_ignore_ascii_case(b"x-method-override")
+                    || name.eq_ignore_ascii_case(b"x-http-method") =>
+            {
+                Self::Dropped
+            }
+            Some(b'h' | b'H') if starts("helicone-") => Self::Helicone,
+            _ => self,
         }
     }
 }
@@ -323,6 +331,13 @@ mod tests {
             ("Content-Type", Name::ContentType),
             ("User-Agent", Name::Other),
             ("x-stainless-lang", Name::Other),
+            ("X-LLM-Proxy-User-Id", Name::Ours),
+            ("x-llm-proxy-tag-team", Name::Ours),
+            ("x-llm-proxy", Name::Other),
+            ("Helicone-User-Id", Name::Helicone),
+            ("helicone-property-team", Name::Helicone),
+            ("Helicone-Auth", Name::Dropped),
+            ("helicone", Name::Other),
         ] {
             assert_eq!(Name::of(name.as_bytes()), kind, "{name}");
         }

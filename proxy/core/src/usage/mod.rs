@@ -25,7 +25,7 @@
 //! stored object again (`/v1/responses/{id}`, batches): those tokens were counted when they were spent.
 
 mod anthropic;
-mod decode;
+pub(crate) mod decode;
 mod estimate;
 mod events;
 mod gemini;
@@ -191,7 +191,7 @@ enum Framing {
 
 /// The body cannot be read on: it is broken, or more than we hold.
 #[derive(Debug, PartialEq, Eq)]
-struct Lost;
+pub(crate) struct Lost;
 
 impl Meter {
     /// Decides from the head how the body will be read.

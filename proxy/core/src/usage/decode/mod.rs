@@ -30,7 +30,7 @@ const MAX_RATIO: u64 = 100;
 
 /// What `content-encoding` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Coding {
+pub(crate) enum Coding {
     Identity,
     Gzip,
     Deflate,
@@ -41,7 +41,7 @@ pub(super) enum Coding {
 }
 
 impl Coding {
-    pub(super) fn of(field: &[u8]) -> Self {
+    pub(crate) fn of(field: &[u8]) -> Self {
         let mut codings = field
             .split(|byte| *byte == b',')
             .map(<[u8]>::trim_ascii)
@@ -65,7 +65,7 @@ impl Coding {
 }
 
 /// Decodes one body.
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     method: Method,
     received: u64,
     decoded: u64,
@@ -86,7 +86,7 @@ struct Step {
 
 impl Decoder {
     /// `None` where there is nothing to undo, or nothing that is undone here.
-    pub(super) fn new(coding: Coding) -> Option<Self> {
+    pub(crate) fn new(coding: Coding) -> Option<Self> {
         let method = match coding {
             Coding::Identity | Coding::Unread => return None,
             Coding::Gzip => Method::Inflate(Inflate::gzip()),
@@ -98,7 +98,7 @@ impl Decoder {
     }
 
     /// Decodes the next bytes into `sink`, in steps of at most [`STEP_BYTES`].
-    pub(super) fn push(
+    pub(crate) fn push(
         &mut self,
         mut bytes: &[u8],
         sink: &mut dyn FnMut(&[u8]) -> Result<(), Lost>,

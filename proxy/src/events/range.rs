@@ -1,0 +1,50 @@
+//! From when to when.
+
+use super::moment::{Moment, now_us};
+
+/// A range of time, both ends in microseconds since the Unix epoch. The first is in it, the second is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Range {
+    pub(super) since_us: i64,
+    /// `None`: it has no end.
+    pub(super) until_us: Option<i64>,
+}
+
+impl Range {
+    /// The range between two times that are counted from now, where they are.
+    pub(super) fn new(since: Option<Moment>, until: Option<Moment>) -> Self {
+        let now_us = now_us();
+        Self {
+            since_us: since.map_or(i64::MIN, |since| since.us(now_us)),
+            until_us: until.map(|until| until.us(now_us)),
+        }
+    }
+
+    /// Whether an event that was recorded then is in it.
+    pub(super) fn has(self, time_us: i64) -> bool {
+        time_us >= self.since_us && !self.is_before(time_us)
+    }
+
+    /// Whether it has ended by then.
+    pub(super) fn is_before(self, time_us: i64) -> bool {
+        self.until_us.is_some_and(|until_us| time_us >= until_us)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_end_is_in_it_and_the_second_is_not() {
+        let range = Range { since_us: 10, until_us: Some(20) };
+        let has: Vec<_> = [9, 10, 19, 20, 21].into_iter().filter(|time_us| range.has(*time_us)).collect();
+        assert_eq!(has, [10, 19]);
+        assert!(range.is_before(20) && !range.is_before(19));
+        let all = Range::new(None, None);
+        assert!(all.has(i64::MIN) && all.has(i64::MAX) && !all.is_before(i64::MAX));
+        let last_hour =
+            Range::new(Some(Moment::Ago(std::time::Duration::from_secs(3_600))), Some(Moment::At(i64::MAX)));
+        assert!(last_hour.has(now_us()) && !last_hour.has(now_us() - 3_700_000_000));
+    }
+}
