@@ -76,10 +76,16 @@ fmt: ## Format the code
 	cargo fmt --all
 
 .PHONY: torture
-torture: debug-build ## In full: kill -9 under load (200 times), mutants of raw messages (100,000), ten silent minutes, each fuzz target for minutes
+torture: test-needs debug-build ## In full, for hours: docs/torture.md tells what, and what it last found
 	TORTURE_KILLS=$${TORTURE_KILLS:-200} cargo test --workspace --locked --test crash -- --nocapture
 	H1_MUTANTS=$${TORTURE_MUTANTS:-100000} H1_ANSWER_MUTANTS=$${TORTURE_MUTANTS:-100000} \
 		cargo test --workspace --locked --test h1_corpus --test h1_answers -- --nocapture
+	TORTURE_KILL_ROUNDS=$${TORTURE_KILL_ROUNDS:-200} \
+		cargo test --workspace --locked --test kill_matrix -- --nocapture --test-threads=1
+	TORTURE_SINK_DOWN_EVENTS=$${TORTURE_SINK_DOWN_EVENTS:-100000} \
+		cargo test --workspace --locked --test sink_down -- --nocapture --test-threads=1
+	TORTURE_POWER_CUTS=$${TORTURE_POWER_CUTS:-2000} \
+		cargo test --workspace --locked --lib -- --nocapture power_cut io_faults
 	TORTURE_SILENCE_SECONDS=$${TORTURE_SILENCE_SECONDS:-590} cargo test --workspace --locked --test silence -- --nocapture
 	.ci/fuzz $${TORTURE_FUZZ_SECONDS:-600} -1
 
@@ -87,6 +93,10 @@ torture: debug-build ## In full: kill -9 under load (200 times), mutants of raw 
 bench: bench-needs ## This proxy beside a bare Pingora proxy (ARGS="--quick" takes other flags: benches/README.md)
 	cargo build --release --locked -p llm-proxy -p llm-proxy-load -p llm-proxy-benches --bins
 	"$(TARGET_DIR)/release/side-by-side" $(or $(ARGS),--cpu --callgrind --json "$(TARGET_DIR)/bench.json")
+
+.PHONY: bench-journal
+bench-journal: build-needs ## The journal beside plain writes of the same bytes, and the cost of an append (ARGS="-- throughput" takes a part)
+	cargo bench --locked -p llm-proxy-benches --bench journal $(ARGS)
 
 .PHONY: advisories
 advisories: cargo-deny ## Known faults of our dependencies; fetches the database, so it needs the network
@@ -100,7 +110,7 @@ build-needs: rust
 
 .PHONY: test-needs
 test-needs: build-needs sdk-needs cargo-deny
-	@.ci/need curl:curl openssl:openssl h2load:nghttp2-client chromium:chromium /usr/sbin/haproxy:haproxy
+	@.ci/need curl:curl openssl:openssl h2load:nghttp2-client chromium:chromium /usr/sbin/haproxy:haproxy redis-server:redis-server
 
 .PHONY: sdk-needs
 sdk-needs:

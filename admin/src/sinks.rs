@@ -30,8 +30,8 @@ pub struct SinkStatus {
     pub dropped: u64,
     /// Attempts that failed and were made again.
     pub retried: u64,
-    /// In the journal, and not behind the sink.
-    pub pending_events: u64,
+    /// Records of the journal that the sink has not come to; an exchange has two.
+    pub pending_records: u64,
     /// Age of the oldest of them; 0 without any.
     pub lag_seconds: f64,
     /// Why the last call failed, until one gets through. No secrets.

@@ -114,7 +114,7 @@ async fn sinks_are_shown_with_every_figure() {
     let expected = json!({
         "data": [{
             "name": "team", "kind": "webhook", "health": "retrying", "delivered": 1, "duplicates": 2, "dead": 3,
-            "dropped": 4, "retried": 5, "pending_events": 6, "lag_seconds": 7.5, "last_error": "503",
+            "dropped": 4, "retried": 5, "pending_records": 6, "lag_seconds": 7.5, "last_error": "503",
         }],
         "next_cursor": null,
     });

@@ -17,11 +17,9 @@ use llm_proxy_plugins::sinks::SinksSettings;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::logging;
-use crate::served::{Books, REDIS, Served, Watch, sink_tls};
+use crate::served::{Books, REDIS, Served, sink_tls};
 use crate::settings::Settings;
 
-/// Between two looks at how the sinks fare.
-const LOOK: Duration = Duration::from_secs(5);
 /// Between two looks for a journal that is not there yet.
 const WAIT: Duration = Duration::from_millis(500);
 
@@ -62,7 +60,7 @@ pub fn run(settings: Settings, warnings: &[String], source: Source) -> Result<()
         let books = served.books();
         let names: Vec<_> = books.iter().map(Books::name).collect();
         tracing::info!(sinks = names.join(", "), "delivering");
-        watch_over(&served, &mut order).await;
+        order.given().await;
         tokio::spawn(async move {
             order.given().await;
             tracing::warn!("stopped at once by a second signal");
@@ -158,18 +156,6 @@ async fn journal(data_dir: &Path, order: &mut Order) -> Result<Option<Follower>>
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     if name.trim().is_empty() { "llm-proxy".to_owned() } else { name.trim().to_owned() }
-}
-
-/// Tells how the sinks fare whenever that changes, until the order to stop.
-async fn watch_over(served: &Served, order: &mut Order) {
-    let mut watch = Watch::new(served.books());
-    let mut look = tokio::time::interval(LOOK);
-    loop {
-        tokio::select! {
-            _ = look.tick() => watch.look(),
-            () = order.given() => return,
-        }
-    }
 }
 
 /// Delivers what is there for at most `patience`, and ends with the books.

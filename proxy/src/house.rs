@@ -1,5 +1,5 @@
-//! What a server does now and then, behind the requests: it folds histograms, deletes what every consumer has passed,
-//! tells how the sinks fare, and erases content whose time is over.
+//! What a server does now and then, behind the requests: it folds histograms, deletes what every consumer has passed, and
+//! erases content whose time is over.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::dispatcher;
 use crate::plane::{Gateway, settle};
-use crate::served::{Books, Watch};
+use crate::served::Books;
 
 /// Between two rounds.
 const ROUND: Duration = Duration::from_secs(5);
@@ -55,13 +55,11 @@ impl Consumers {
 
 /// Keeps house until the process ends.
 pub async fn keep(gateway: Arc<Gateway>, prometheus: PrometheusHandle, consumers: Consumers) {
-    let mut watch = Watch::new(consumers.books.clone());
     let mut round = interval(ROUND);
     loop {
         round.tick().await;
         settle::record_rest(&gateway);
         prometheus.run_upkeep();
-        watch.look();
         let Some(passed) = consumers.passed(&gateway.journal) else { continue };
         // A running exchange's begin has to stay: a crash needs it to tell what became unknown.
         let running = gateway.begun.lock().first().map_or(u64::MAX, |first| first.saturating_sub(1));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use llm_proxy_plugins::dispatcher::{self, Dispatcher, Health, Stats};
+use llm_proxy_plugins::dispatcher::{self, Dispatcher, Stats};
 use llm_proxy_plugins::journal::Feed;
 use llm_proxy_plugins::redis_source::{RedisBooks, RedisDispatcher, RedisSourceSettings};
 use llm_proxy_plugins::sinks::SinksSettings;
@@ -178,38 +178,6 @@ impl Books {
             Self::Journal(books) => books.last_error(),
             Self::Redis(books) => books.last_error(),
             Self::File(_) => None,
-        }
-    }
-}
-
-/// Tells in the log how sinks fare, whenever that has changed since it was told.
-pub struct Watch {
-    books: Vec<Books>,
-    told: Vec<Health>,
-}
-
-impl Watch {
-    /// Of these sinks.
-    pub fn new(books: Vec<Books>) -> Self {
-        Self { told: vec![Health::default(); books.len()], books }
-    }
-
-    /// Looks at all of them.
-    pub fn look(&mut self) {
-        for (books, told) in self.books.iter().zip(&mut self.told) {
-            let stats = books.stats();
-            if stats.health == *told {
-                continue;
-            }
-            *told = stats.health;
-            let (sink, health, lag_s) = (books.name(), stats.health.name(), stats.lag.as_secs());
-            let lag_records = stats.lag_records;
-            if stats.health == Health::Delivering {
-                tracing::info!(sink, health, lag_records, lag_s, "takes events again");
-            } else {
-                let error = books.last_error().unwrap_or_default();
-                tracing::warn!(sink, health, lag_records, lag_s, error, "does not take events; they wait");
-            }
         }
     }
 }

@@ -443,7 +443,7 @@ fn sink_status(books: &Books, sinks: &SinksSettings) -> SinkStatus {
         dead: stats.dead,
         dropped: stats.dropped,
         retried: stats.retried,
-        pending_events: stats.lag_records,
+        pending_records: stats.lag_records,
         lag_seconds: stats.lag.as_secs_f64(),
         last_error: books.last_error(),
     }

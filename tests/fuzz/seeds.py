@@ -58,6 +58,7 @@ ANSWERS = {
     "chunked": head("HTTP/1.1 200", "Transfer-Encoding: chunked", "Connection: close"),
     "until-close": head("HTTP/1.1 200 OK", "x-request-id: a"),
     "no-content": head("HTTP/1.1 204 No Content", "Content-Length: 0"),
+    "no-content-chunked": head("HTTP/1.1 204 No Content", "Transfer-Encoding: chunked"),
     "not-modified": head("HTTP/1.1 304 ", "Content-Length: 7", "ETag: \"a\""),
     "early-hints": head("HTTP/1.1 103 Early Hints", "Link: </a>; rel=preload"),
     "http10": head("HTTP/1.0 200 OK", "Connection: keep-alive", "Content-Length: 2"),
@@ -363,6 +364,11 @@ def configuration():
     seeds["flow"] = '{apis: {"a-1": {dialect: openai, param_whitelist: {"\\u00fc \\0": ["*", ""], n: [0x1F, ~]}}}}'
     seeds["words"] = "apis: {gemini: {param_whitelist: {n: [1, 0.50, true, null, 'x', \"\\x1b\"]}}}"
     seeds["list-of-nothing"] = "apis: {openai: {allowed_origins: [], param_whitelist: {}, timeouts: {total: none}}}"
+    sinks = "sinks: {file: none, lunary: {api_key_env: THE_KEY, sample: 10%, only: {outcomes: [timeout]}}}"
+    key = "THE_KEY=0d0c5a0e-6a58-4d0b-9d59-1f6f0f6f7b11"
+    recording = "JOURNAL_MODE=lossy\nJOURNAL_MAX_BYTES=4MiB\nDISPATCHER=outside\nREDIS_URL=redis://:x@h:1/2"
+    seeds["sinks"] = "\0".join([sinks, key, recording])
+    seeds["sinks-without-key"] = "\0".join([sinks, "", key.replace("KEY", "KEYS"), recording])
     seeds["broken-quote"] = "a: 'b"
     seeds["two-documents"] = "log_level: info\n---\nlog_level: warn"
     seeds["bad-dotenv"] = "\0KEY='a'b\nnonsense"
@@ -521,9 +527,75 @@ def event_payloads():
     return payloads | {"group": group, "twice": payloads["2-2"] * 2, "cut": payloads["8-2"][:-3]}
 
 
+def captured_content():
+    """A byte for type, coding, policy, length, a broken end and the side; a plan; the body."""
+    types = {"json": 0, "events": 1, "text": 2, "untold": 3}
+    codings = {"": 0, "gzip": 1, "deflate": 2, "zstd": 3}
+
+    def body(kind, content, coding="", full=False, short=False, broken=False, request=False):
+        flags = (full, short, broken, request)
+        how = types[kind] | codings[coding] << 2 | sum(is_set << 4 + place for place, is_set in enumerate(flags))
+        content = content.encode() if isinstance(content, str) else content
+        return bytes([how]) + b"\x03\x1e\x07" + content
+
+    def asked(*parts):
+        return json.dumps({"model": "m", "messages": [{"role": "user", "content": list(parts)}], "seed": 1.50})
+
+    def deltas(*texts):
+        events = [json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}) for text in texts]
+        return "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"])
+
+    personal = "a.b@example.com, 4242 4242 4242 4242, DE89 3704 0044 0532 0130 00, +49 30 1234567, 192.0.2.1, ::1"
+    secret = "Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJlLXRoYXQtaXMtbm9uZQ"
+    key = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkq\n-----END PRIVATE KEY-----"
+    texts = asked({"type": "text", "text": personal}, {"type": "text", "text": secret}, {"type": "text", "text": key})
+    image = "data:image/png;base64," + "QUJD" * 60
+    sound = {"type": "input_audio", "input_audio": {"data": "QUJD" * 300, "format": "wav"}}
+    media = asked({"type": "image_url", "image_url": {"url": image}}, sound)
+    spread = deltas("Write to an", "na@exam", "ple.", "com, or 4242 42", "42 4242 4242")
+    recordings = {
+        "chat": "openai-chat-stream-usage.sse",
+        "tools": "openai-chat-stream-tool-calls.sse",
+        "responses": "openai-responses-stream-failed.sse",
+        "messages": "anthropic-messages-stream-tool-use.sse",
+        "generate": "gemini-stream-basic.sse",
+        "multilingual": "synthetic-chat-stream-multilingual.sse",
+    }
+    streams = {f"stream-{name}": body("events", recorded(file, 4000)) for name, file in recordings.items()}
+    cut = {f"cut-{name}": body("events", recorded(file, 1500), broken=True) for name, file in recordings.items()}
+    return streams | cut | {
+        "texts": body("json", texts, request=True),
+        "texts-full": body("json", texts, full=True, request=True),
+        "texts-short": body("json", texts, short=True),
+        "texts-broken": body("json", texts[:-40], broken=True, request=True),
+        "texts-gzip": body("json", gzip.compress(texts.encode(), mtime=0), coding="gzip"),
+        "texts-deflate": body("text", zlib.compress(personal.encode()), coding="deflate"),
+        "texts-zstd": body("untold", stored_zstd(texts.encode()), coding="zstd"),
+        "media": body("json", media, request=True),
+        "media-full-short": body("json", media, full=True, short=True, request=True),
+        "long-text": body("json", json.dumps({"a": "b", "c": "\u00e9\"" * 300, "d": ["x" * 300] * 3}), short=True),
+        "numbers": body("json", json.dumps(list(range(700))), short=True),
+        "spread": body("events", spread),
+        "spread-broken": body("events", spread[:200], broken=True),
+        "list": body("json", '[{"candidates":[{"content":{"parts":[{"text":"a@"}]}}]},{"candidates":[]}]'),
+        "unknown-stream": body("events", 'data: {"type":"unheard-of","text":"a@b.com"}\n\n'),
+        "unknown-stream-full": body("events", "event: x\ndata: a\n\n", full=True),
+        "bomb": body("text", gzip.compress(bytes(2_000_000), mtime=0), coding="gzip"),
+        "broken-gzip": body("json", b"\x1f\x8b\x08 no", coding="gzip"),
+        "binary": body("untold", b"\x89PNG\r\n\x1a\n\0\0"),
+        "binary-broken": body("untold", "\u20ac".encode()[:2], broken=True),
+        "plain": body("text", f"{personal}\n{secret}"),
+        "deep": body("json", "[" * 300 + "]" * 300),
+        "digits": body("json", '{"n":-0.50e+10,"n":1,"u":"\\ud83d\\ude00\\ud83d"}', full=True),
+        "nothing": body("json", ""),
+    }
+
+
 def main():
     write("request_head", REQUESTS)
-    write("answer_head", {name: b"\0\x03\x1e\x07" + answer for name, answer in ANSWERS.items()})
+    answers = {name: b"\0\x03\x1e\x07" + answer for name, answer in ANSWERS.items()}
+    with_length = b"\1\x03\x1e\x07" + head("HTTP/1.1 204 No Content", "Content-Length: 4")
+    write("answer_head", answers | {"no-content-with-length": with_length})
     write("chunks", {name: b"\x03\x1e\x07" + body for name, body in CHUNKS.items()})
     write("request_stream", streams())
     write("routes", ROUTES)
@@ -537,6 +609,7 @@ def main():
     write("websocket_frames", websocket_frames())
     write("journal_reader", journal_scripts())
     write("event_decoder", event_payloads())
+    write("captured_content", captured_content())
     for folder in sorted((HERE / "corpus").iterdir()):
         sizes = [path.stat().st_size for path in folder.iterdir()]
         print(f"{folder.name}: {len(sizes)} inputs, {sum(sizes)} bytes")

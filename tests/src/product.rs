@@ -261,8 +261,15 @@ impl Product {
         }
     }
 
-    /// The records in `events.jsonl`, oldest first.
+    /// The records of exchanges in `events.jsonl`, oldest first.
     pub fn events(&self) -> Vec<Value> {
+        let mut events = self.all_events();
+        events.retain(|event| event["type"] == "exchange");
+        events
+    }
+
+    /// All records in `events.jsonl`, those of management actions too, oldest first.
+    pub fn all_events(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.data_dir().join("events.jsonl")).unwrap_or_default();
         // The last line may still be on its way.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
@@ -284,6 +291,14 @@ impl Product {
     /// When that does not happen within 5 seconds.
     pub async fn wait_events<T>(&self, what: &str, choose: impl Fn(&[Value]) -> Option<T>) -> T {
         eventually(Duration::from_secs(5), what, async || choose(&self.events())).await
+    }
+
+    /// The same of [all records](Self::all_events).
+    ///
+    /// # Panics
+    /// When that does not happen within 5 seconds.
+    pub async fn wait_all_events<T>(&self, what: &str, choose: impl Fn(&[Value]) -> Option<T>) -> T {
+        eventually(Duration::from_secs(5), what, async || choose(&self.all_events())).await
     }
 
     /// Runs a statement on the database, behind the product's back. Changes nothing that it has in memory.

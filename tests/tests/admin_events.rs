@@ -82,7 +82,7 @@ impl Watched {
             let events: Vec<Value> = events.iter().filter(|event| event["type"] == "admin").cloned().collect();
             (events.len() >= count).then_some(events)
         };
-        let found = self.world.product.wait_events(&format!("{count} management events"), so_many).await;
+        let found = self.world.product.wait_all_events(&format!("{count} management events"), so_many).await;
         assert_eq!(found.len(), count, "{found:?}");
         found
     }
@@ -252,7 +252,7 @@ async fn each_change_leaves_one_event_in_every_sink_and_nothing_else_does() {
     let erased = watched.act("POST", "/manage/content/erase", &erase, 200).await;
     let is_erasure = |event: &&Value| event["admin"]["action"] == "content.erase";
     let find = |events: &[Value]| events.iter().find(is_erasure).cloned();
-    let event = watched.world.product.wait_events("the event of the erasure", find).await;
+    let event = watched.world.product.wait_all_events("the event of the erasure", find).await;
     let after = json!({
         "project_id": project, "before": "2026-01-01T00:00:00.000000Z", "event_ids": [], "records": erased["records"],
         "files": erased["files"],
@@ -318,7 +318,7 @@ async fn kill_9_right_after_an_answer_loses_no_event_of_any_change() {
         let events = once(&events);
         (events.len() >= expected.len()).then_some(events)
     };
-    let events = watched.world.product.wait_events("an event of each change", told).await;
+    let events = watched.world.product.wait_all_events("an event of each change", told).await;
     let found: Vec<_> = events.iter().map(|event| (text(event, "action"), text(event, "resource_id"))).collect();
     assert_eq!(found, expected, "each of them, in their order");
     watched.in_webhook(&events).await;

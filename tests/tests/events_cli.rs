@@ -437,7 +437,7 @@ async fn a_dispatcher_of_its_own_delivers_what_the_server_records_each_event_onc
         world.product.wait_event(id).await;
     }
     again.end().await;
-    assert_eq!(world.product.events().iter().filter(|event| event["type"] == "exchange").count(), ids.len());
+    assert_eq!(world.product.events().len(), ids.len());
 }
 
 #[tokio::test]

@@ -130,7 +130,7 @@ async fn no_management_action_that_was_answered_is_lost_to_a_kill() {
         let found = told_of(events);
         answered.iter().all(|id| found.contains(id)).then_some(found)
     };
-    let found = world.product.wait_events(&what, all_of_them).await;
+    let found = world.product.wait_all_events(&what, all_of_them).await;
     assert_eq!(found, answered, "each once, in their order");
 }
 

@@ -357,7 +357,7 @@ async fn search(level: &str) {
         ("ROOT_KEY", "{}"),
         ("MANAGEMENT_TOKEN", "{} with spaces"),
         ("DATABASE_URL", "oracle://user:{}@db.example/llm"),
-        ("REDIS_URL", "redis://:{}@cache.example"),
+        ("REDIS_URL", "http://:{}@cache.example"),
     ] {
         let value = value.replace("{}", &planted.plant(name));
         let ended = run_binary(folder.path(), &["server"], &[(name, &value)]).await;

@@ -94,7 +94,7 @@ pub fn sink() -> SinkStatus {
         dead: 3,
         dropped: 4,
         retried: 5,
-        pending_events: 6,
+        pending_records: 6,
         lag_seconds: 7.5,
         last_error: Some("503".to_owned()),
     }

@@ -62,6 +62,9 @@ fn policy() -> Policy {
     }
 }
 
+/// Where the bus is, for everything that uses it, unless a sink says otherwise.
+const REDIS_URL: &str = "REDIS_URL";
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RedisFile {
@@ -79,7 +82,10 @@ struct RedisSettings {
 }
 
 fn read(tree: Value, environment: &Environment<'_>) -> Result<Arc<dyn Target>, Problem> {
-    let file: RedisFile = parsed(tree)?;
+    let mut file: RedisFile = parsed(tree)?;
+    if file.url.is_none() && file.url_env.is_none() && environment(REDIS_URL).is_some() {
+        file.url_env = Some(Text(Variable(REDIS_URL.to_owned())));
+    }
     Ok(Arc::new(RedisSettings {
         url: secret(file.url, file.url_env, "url", environment)?,
         stream: file.stream.map_or_else(|| DEFAULT_STREAM.to_owned(), |stream| stream.0.0),
@@ -202,6 +208,8 @@ mod tests {
             let shown = format!("{:?}", read(tree.clone()).unwrap());
             assert!(!shown.contains("hunter2"), "{tree}: {shown}");
         }
+        let with_bus = |name: &str| (name == REDIS_URL).then(|| Secret::new("redis://:hunter2@bus.example"));
+        assert!(super::read(json!({}), &with_bus).is_ok());
         for (tree, expected) in [
             (json!({}), "url: found nothing, expected a URL such as redis://"),
             (json!({"url": "http://:hunter2@a"}), "url: found a value that is not shown here, expected a URL such as"),

@@ -131,7 +131,7 @@ fn sink_row(sink: &Value) -> Vec<String> {
     let lag =
         sink.get("lag_seconds").and_then(Value::as_f64).map_or_else(|| "-".to_owned(), |lag| format!("{lag:.1} s"));
     let mut row: Vec<_> =
-        ["name", "kind", "health", "delivered", "duplicates", "pending_events"].map(|name| text(sink, name)).into();
+        ["name", "kind", "health", "delivered", "duplicates", "pending_records"].map(|name| text(sink, name)).into();
     row.push(lag);
     row.extend(["retried", "dead", "dropped", "last_error"].map(|name| text(sink, name)));
     row
@@ -335,9 +335,9 @@ There are more: go on with --cursor c
     fn sinks_are_a_table() {
         let answer = r#"{"data":[
             {"name":"team","kind":"webhook","health":"down","delivered":10,"duplicates":1,"dead":2,"dropped":0,"retried":3,
-             "pending_events":4,"lag_seconds":61.3,"last_error":"503\u001b[2J"},
+             "pending_records":4,"lag_seconds":61.3,"last_error":"503\u001b[2J"},
             {"name":"f","kind":"file","health":"delivering","delivered":5,"duplicates":0,"dead":0,"dropped":0,"retried":0,
-             "pending_events":0,"lag_seconds":0.0,"last_error":null}
+             "pending_records":0,"lag_seconds":0.0,"last_error":null}
         ],"next_cursor":null}"#;
         let expected = "\
 NAME  KIND     HEALTH      DELIVERED  DUPLICATES  PENDING  LAG     RETRIED  DEAD  DROPPED  LAST ERROR
