@@ -3,8 +3,8 @@
 //! What goes are the bodies, [`crate::event::Exchange::content`]. That an exchange took place, what it used and what it
 //! cost stays, under the same id and the same number. Content lies in three places, and all of them are rewritten:
 //! * the journal's segments. The one being written is ended first, so that it is one of them;
-//! * the file sink's files: the one being written is moved away first, and those that were moved away before are
-//!   rewritten in their own compression;
+//! * the file sink's files: the one being written is moved away first if there is such content in it, and those that were
+//!   moved away before are rewritten in their own compression;
 //! * the dead letters of every sink.
 //!
 //! On return none of these holds content that was asked for and recorded before the call. What was still to be
@@ -32,7 +32,7 @@ use crate::dispatcher::{FOLDER, dead_letters};
 use crate::journal::{self, Journal, JournalError, Kind, Rewritten};
 use crate::sinks::file::{FileSinkError, FileSinkHandle};
 
-pub(crate) use lines::{Edit, rewrite as rewrite_lines};
+pub(crate) use lines::{Edit, copied, remove_copy, rewrite as rewrite_lines};
 pub(crate) use message::without_content;
 
 /// How long the file sink may take to leave its file.
@@ -132,16 +132,19 @@ pub fn erase(
 pub fn sweep(data_dir: &Path, journal_dir: &Path, events_file: Option<&Path>) -> io::Result<()> {
     journal::sweep(journal_dir)?;
     if let Some((dir, name)) = events_file.and_then(|path| Some((path.parent()?, path.file_stem()?.to_str()?))) {
-        lines::sweep(dir, &|copied| copied.starts_with(name))?;
+        for path in copied(dir, &|copied| copied.starts_with(name))? {
+            remove_copy(&path)?;
+        }
     }
-    lines::sweep(&data_dir.join(FOLDER), &|copied| copied.ends_with(dead_letters::SUFFIX))
+    dead_letters::sweep(&data_dir.join(FOLDER))
 }
 
 /// One erasure at a time, whoever asks for it.
 fn take_turn(folder: &Path) -> Result<File, ErasureError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(ErasureError::at("create", folder))?;
-    let path = folder.join("erasure.lock");
+    // No name that the lock of a sink can have.
+    let path = folder.join("erasure.turn");
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
     let file = opened.map_err(ErasureError::at("open", &path))?;
     file.lock().map_err(ErasureError::at("lock", &path))?;
@@ -149,7 +152,7 @@ fn take_turn(folder: &Path) -> Result<File, ErasureError> {
 }
 
 fn erase_journal(journal: &Journal, wanted: &Wanted<'_>) -> Result<Rewritten, ErasureError> {
-    journal.rotate()?;
+    let rotated = journal.rotate();
     let rewritten = journal.rewrite_complete(&|record| {
         if record.kind == Kind::Begin {
             return None;
@@ -160,6 +163,7 @@ fn erase_journal(journal: &Journal, wanted: &Wanted<'_>) -> Result<Rewritten, Er
     // Also where it failed: what is gone from some segments must not go out from memory. Also where nothing was found:
     // a crash may have come between an earlier rewriting and this.
     journal::note_erasure(journal.folder())?;
+    rotated?;
     Ok(rewritten?)
 }
 
@@ -183,8 +187,8 @@ impl Work {
     fn file_sink(&mut self, file: &FileSinkHandle, wanted: &Wanted<'_>) {
         // Held throughout, so that none of the files is compressed while it is rewritten.
         let _turn = file.hold_archives();
-        if let Err(error) = file.leave(PATIENCE) {
-            self.note(Err(error.into()));
+        if let Err(error) = leave(file, wanted) {
+            self.note(Err(error));
         }
         let files = match file.left_files() {
             Ok(files) => files,
@@ -206,6 +210,22 @@ impl Work {
             self.note(rewritten.map_err(ErasureError::at("rewrite", &path)));
         }
     }
+}
+
+/// Has the file sink leave the file that it writes, if there is something in it that is to go. Else it stays: each file
+/// that is left takes the place of an older one where only so many are kept.
+fn leave(file: &FileSinkHandle, wanted: &Wanted<'_>) -> Result<(), ErasureError> {
+    // What is written after this was read after the journal was rewritten.
+    file.renew(PATIENCE)?;
+    let is_concerned = match lines::concerns(file.path(), &|line| text::event_line(line, wanted)) {
+        // Somebody has moved it away, and the sink has yet to follow.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        result => result.map_err(ErasureError::at("read", file.path()))?,
+    };
+    if is_concerned {
+        file.leave(PATIENCE)?;
+    }
+    Ok(())
 }
 
 /// [`Which`], checked.

@@ -11,6 +11,7 @@
 mod begin_key;
 mod end_key;
 mod json;
+mod parts;
 mod wire;
 
 use std::fmt;
@@ -23,6 +24,7 @@ pub use generated::{
     AdminAction, Begin, Body, CapturePolicy, Content, Cost, EventType, Exchange, Outcome, Source, Times, Usage,
 };
 pub use json::{append_json_line, to_json_line};
+pub use parts::{BeginParts, ExchangeParts};
 /// Encoding and decoding of the message types.
 pub use prost::Message;
 

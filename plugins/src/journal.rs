@@ -312,7 +312,8 @@ impl Journal {
     /// Deletes the segments whose records all have numbers up to `seq`, the newest two excepted, and returns how many.
     ///
     /// `seq` is the lowest number that any consumer's saved cursor stands at, and lies before the begin of every
-    /// exchange that still runs: a deleted begin could not tell of its exchange after a crash.
+    /// exchange that still runs: a deleted begin could not tell of its exchange after a crash. What was written before
+    /// is brought to disk first, the ends of those exchanges among it.
     ///
     /// # Errors
     /// [`JournalError::Io`]: a file is still there. The next call tries again.

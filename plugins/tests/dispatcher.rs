@@ -177,6 +177,32 @@ fn a_cursor_of_another_journal_says_nothing() {
 }
 
 #[test]
+fn where_an_older_copy_of_the_journal_came_back_what_is_new_is_delivered() {
+    let bench = Bench::new();
+    let journal_dir = bench.dir.path().join("journal");
+    let segment = journal_dir.join("00000000000000000001.seg");
+    bench.append(5);
+    let older = fs::read(&segment).unwrap();
+    bench.append(50);
+    assert_eq!(bench.serve(vec![Scripted::willing().job("scripted")]).drain(PATIENCE)[0].remaining, 0);
+    let Bench { dir, journal } = bench;
+    drop(journal);
+    fs::write(&segment, older).unwrap();
+    let (journal, _) = Journal::open(&journal_dir, Options::default()).unwrap();
+    let bench = Bench { dir, journal };
+
+    // The receiver is away until the next start. By then the numbers are not as high as they were once.
+    let away = Scripted::new(|ids| Some(vec![retry(); ids.len()]));
+    let dispatcher = bench.serve(vec![away.job("scripted")]);
+    let ids = bench.append(30);
+    wait_for(&dispatcher, |stats| stats.retried > 0);
+    drop(dispatcher);
+    let sink = Scripted::willing();
+    assert_eq!(bench.serve(vec![sink.job("scripted")]).drain(PATIENCE)[0].remaining, 0);
+    assert_eq!(sink.taken(), ids);
+}
+
+#[test]
 fn a_dispatcher_in_another_process_delivers_the_same_and_either_goes_on_where_the_other_was() {
     let bench = Bench::new();
     let journal_dir = bench.dir.path().join("journal");

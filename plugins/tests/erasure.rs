@@ -299,6 +299,22 @@ fn files_of_events_lose_the_content_in_their_own_compression() {
 }
 
 #[test]
+fn a_file_of_events_with_nothing_to_erase_stays() {
+    let bench = bench();
+    let settings = FileSettings { rotate_bytes: Some(1 << 30), keep: Some(1), ..FileSettings::default() };
+    let sink = FileSink::start(&settings, bench.dir.path(), &bench.journal).unwrap();
+    append(&bench, 5);
+    let of_green = Which { project: Some("green".to_owned()), ..Which::default() };
+    for _ in 0..3 {
+        erase(bench.dir.path(), &bench.journal, &of_green, Some(&sink.handle())).unwrap();
+        append(&bench, 5);
+    }
+    assert_eq!(sink.drain(PATIENCE).remaining, 0);
+    let events = fs::read_to_string(bench.dir.path().join("events.jsonl")).unwrap();
+    assert_eq!((events.lines().count(), lines(bench.dir.path()).len()), (40, 40));
+}
+
+#[test]
 fn files_that_others_have_moved_away_are_found_too() {
     let bench = bench();
     let sink = FileSink::start(&FileSettings::default(), bench.dir.path(), &bench.journal).unwrap();
@@ -426,6 +442,57 @@ fn dead_letters_lose_the_content_and_stay_letters_that_can_be_sent_again() {
         assert_eq!((exchange.content.is_some(), letter.reason.as_str()), (is_red, "never"));
     }
     assert!(letters[20..].iter().all(|letter| letter.event.as_ref().unwrap().exchange.content.is_some()));
+}
+
+#[test]
+fn no_sink_stands_in_the_way_whatever_its_name() {
+    let bench = bench();
+    let job = Job { name: "erasure".to_owned(), ..Scripted::new(|| Outcome::Delivered).job() };
+    let _dispatcher = bench.serve(vec![job]);
+    append(&bench, 5);
+    let (done, erased) = std::sync::mpsc::channel();
+    let (dir, journal) = (bench.dir.path().to_owned(), bench.journal.clone());
+    std::thread::spawn(move || done.send(erase(&dir, &journal, &of_blue(), None).unwrap()));
+    assert_eq!(erased.recv_timeout(PATIENCE).unwrap().records, 5);
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_keeps_no_other_one_as_it_is() {
+    let bench = bench();
+    append(&bench, 50);
+    let dir = bench.dir.path();
+    let is_segment = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "seg");
+    let segments: Vec<_> = files(&dir.join("journal")).into_keys().filter(is_segment).collect();
+    let (second, aside) = (&segments[1], dir.join("aside"));
+    fs::rename(second, &aside).unwrap();
+    fs::create_dir(second).unwrap();
+    let failed = erase(dir, &bench.journal, &of_blue(), None);
+    assert!(matches!(failed, Err(ErasureError::Journal(_))), "{failed:?}");
+    fs::remove_dir(second).unwrap();
+    fs::rename(&aside, second).unwrap();
+    assert_eq!(found_in(dir, "blue"), std::slice::from_ref(second));
+    assert!(erase_from(&bench, &of_blue()).records > 0);
+    assert_eq!(found_in(dir, "blue"), nowhere());
+}
+
+#[test]
+fn a_start_leaves_the_copy_alone_that_another_process_is_making() {
+    let bench = bench();
+    let (dir, sinks) = (bench.dir.path(), bench.dir.path().join("sinks"));
+    fs::create_dir_all(&sinks).unwrap();
+    let copy = sinks.join("hook.dead.jsonl.erase");
+    fs::write(&copy, "half of it").unwrap();
+    let turn = File::create(sinks.join("hook.dead.lock")).unwrap();
+    turn.lock().unwrap();
+    std::thread::scope(|scope| {
+        let sweeping = scope.spawn(|| sweep(dir, &dir.join("journal"), None));
+        // Longer than it takes to remove a file.
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(copy.exists());
+        drop(turn);
+        sweeping.join().unwrap().unwrap();
+    });
+    assert!(!copy.exists());
 }
 
 #[test]

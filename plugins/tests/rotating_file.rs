@@ -73,6 +73,30 @@ fn events_appear_while_the_sink_runs() {
 }
 
 #[test]
+fn a_sink_that_cannot_go_on_says_so_until_it_can_and_one_that_has_ended_says_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, sink) = start(dir.path());
+    let books = sink.books();
+    let becomes = |is_failing: bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while books.stats().is_failing != is_failing {
+            assert!(Instant::now() < deadline, "failing is not {is_failing}: {:?}", books.stats());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    // A folder where the next cursor is to be written.
+    let next = dir.path().join("events.next");
+    fs::create_dir(&next).unwrap();
+    append(&journal, 10);
+    becomes(true);
+    fs::remove_dir(&next).unwrap();
+    becomes(false);
+    assert!(!books.stats().has_ended);
+    assert_eq!(sink.drain(PATIENCE), Drained { remaining: 0 });
+    assert!(books.stats().has_ended && written(dir.path()).len() == 10);
+}
+
+#[test]
 fn a_sink_stopped_short_goes_on_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let mut expected = BTreeSet::new();

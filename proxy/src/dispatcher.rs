@@ -22,6 +22,8 @@ use crate::settings::Settings;
 
 /// Between two looks for a journal that is not there yet.
 const WAIT: Duration = Duration::from_millis(500);
+/// Between two looks whether the journal is still the one that is read.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Where events come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,11 +58,16 @@ pub fn run(settings: Settings, warnings: &[String], source: Source) -> Result<()
         .context("the control runtime cannot be started")?;
     let served = runtime.block_on(async {
         let mut order = Order::watched()?;
-        let Some(served) = start(&settings, source, &mut order).await? else { return Ok(None) };
-        let books = served.books();
-        let names: Vec<_> = books.iter().map(Books::name).collect();
-        tracing::info!(sinks = names.join(", "), "delivering");
-        order.given().await;
+        let served = loop {
+            let Some((served, follower)) = start(&settings, &source, &mut order).await? else { return Ok(None) };
+            let books = served.books();
+            let names: Vec<_> = books.iter().map(Books::name).collect();
+            tracing::info!(sinks = names.join(", "), "delivering");
+            tokio::select! {
+                () = order.given() => break served,
+                error = replaced(follower.as_ref()) => tracing::warn!(%error, "beginning again, with that one"),
+            }
+        };
         tokio::spawn(async move {
             order.given().await;
             tracing::warn!("stopped at once by a second signal");
@@ -104,14 +111,17 @@ impl Order {
     }
 }
 
-/// `None` where the order to stop came before there was anything to serve.
-async fn start(settings: &Settings, source: Source, order: &mut Order) -> Result<Option<Served>> {
+/// What is served, and the journal that it is read from, if it is one. `None` where the order to stop came before there
+/// was anything to serve.
+async fn start(settings: &Settings, source: &Source, order: &mut Order) -> Result<Option<(Served, Option<Follower>)>> {
     match source {
         Source::Journal => {
             has_work(settings.sinks.file.is_some() || !settings.sinks.dispatched.is_empty())?;
             let tls = sink_tls()?;
             let Some(follower) = journal(&settings.data_dir, order).await? else { return Ok(None) };
-            Served::from_journal(&settings.sinks, &settings.data_dir, Feed::Foreign(follower), &tls).map(Some)
+            let feed = Feed::from(&follower);
+            let served = Served::from_journal(&settings.sinks, &settings.data_dir, feed, &tls)?;
+            Ok(Some((served, Some(follower))))
         }
         Source::Redis { stream, consumer } => {
             let Some(url) = settings.redis_url.clone() else {
@@ -119,9 +129,11 @@ async fn start(settings: &Settings, source: Source, order: &mut Order) -> Result
             };
             has_work(settings.sinks.dispatched.iter().any(|sink| sink.kind != REDIS))?;
             let tls = sink_tls()?;
-            let mut redis = RedisSourceSettings::new(url, Arc::clone(&tls), consumer.unwrap_or_else(host_name));
-            redis.stream = stream.unwrap_or(redis.stream);
-            Served::from_redis(&settings.sinks, &settings.data_dir, &redis, &tls).map(Some)
+            let consumer = consumer.clone().unwrap_or_else(host_name);
+            let mut redis = RedisSourceSettings::new(url, Arc::clone(&tls), consumer);
+            redis.stream = stream.clone().unwrap_or(redis.stream);
+            let served = Served::from_redis(&settings.sinks, &settings.data_dir, &redis, &tls)?;
+            Ok(Some((served, None)))
         }
     }
 }
@@ -148,6 +160,18 @@ async fn journal(data_dir: &Path, order: &mut Order) -> Result<Option<Follower>>
         tokio::select! {
             () = tokio::time::sleep(WAIT) => {}
             () = order.given() => return Ok(None),
+        }
+    }
+}
+
+/// Waits until another journal lies where this one was: its numbers mean something else, and cursors have to be found
+/// anew.
+async fn replaced(follower: Option<&Follower>) -> JournalError {
+    let Some(follower) = follower else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if let Err(error @ JournalError::Replaced { .. }) = follower.reader(follower.position()).next() {
+            return error;
         }
     }
 }
@@ -193,6 +217,20 @@ mod tests {
         let opens = async { Journal::open(&dir.path().join("journal"), Options::default()).unwrap().0 };
         let (found, made) = tokio::join!(journal(dir.path(), &mut order), opens);
         assert_eq!(found.unwrap().unwrap().id(), made.id());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_journal_in_the_place_of_another_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal_dir = dir.path().join("journal");
+        let (journal, _) = Journal::open(&journal_dir, Options::default()).unwrap();
+        let follower = Follower::open(&journal_dir).unwrap();
+        let notices = async |within| tokio::time::timeout(within, replaced(Some(&follower))).await.ok();
+        assert!(notices(LOOK * 3).await.is_none());
+        drop(journal);
+        std::fs::remove_dir_all(&journal_dir).unwrap();
+        let _other = Journal::open(&journal_dir, Options::default()).unwrap();
+        assert!(matches!(notices(LOOK * 3).await, Some(JournalError::Replaced { .. })));
     }
 
     #[test]

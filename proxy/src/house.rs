@@ -13,6 +13,7 @@ use llm_proxy_plugins::sinks::SinksSettings;
 use llm_proxy_plugins::sinks::file::FileSinkHandle;
 use llm_proxy_store::Store;
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::dispatcher;
@@ -63,7 +64,9 @@ pub async fn keep(gateway: Arc<Gateway>, prometheus: PrometheusHandle, consumers
         let Some(passed) = consumers.passed(&gateway.journal) else { continue };
         // A running exchange's begin has to stay: a crash needs it to tell what became unknown.
         let running = gateway.begun.lock().first().map_or(u64::MAX, |first| first.saturating_sub(1));
-        if let Err(error) = gateway.journal.release(passed.min(running)) {
+        let journal = gateway.journal.clone();
+        // Waits for the disk.
+        if let Ok(Err(error)) = spawn_blocking(move || journal.release(passed.min(running))).await {
             tracing::warn!(%error, "delivered journal segments could not be deleted");
         }
     }
@@ -90,7 +93,7 @@ impl Eraser {
     pub async fn erase(self, request: EraseRequest) -> Result<Erased, String> {
         let EraseRequest { project_id, before_us, event_ids } = request;
         let which = Which { project: project_id, before_us, events: event_ids };
-        let erased = tokio::task::spawn_blocking(move || self.erase_now(&which)).await;
+        let erased = spawn_blocking(move || self.erase_now(&which)).await;
         erased.map_err(|error| error.to_string())?
     }
 

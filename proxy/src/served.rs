@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use llm_proxy_plugins::dispatcher::{self, Dispatcher, Stats};
+use llm_proxy_plugins::dispatcher::{self, Dispatcher, Health, Stats};
 use llm_proxy_plugins::journal::Feed;
 use llm_proxy_plugins::redis_source::{RedisBooks, RedisDispatcher, RedisSourceSettings};
 use llm_proxy_plugins::sinks::SinksSettings;
@@ -166,6 +166,11 @@ impl Books {
                     unreadable: file.unreadable,
                     lag_records: file.pending,
                     own_errors: file.errors,
+                    health: match (file.has_ended, file.is_failing) {
+                        (true, _) => Health::Stopped,
+                        (false, true) => Health::Retrying,
+                        (false, false) => Health::Delivering,
+                    },
                     ..Stats::default()
                 }
             }

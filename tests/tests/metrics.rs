@@ -56,8 +56,8 @@ async fn exchanges_tokens_and_the_journal_are_counted_as_they_were() {
         assert_eq!(of("llm_proxy_tokens_total", &[("api", "openai"), ("kind", kind), ("source", "reported")]), sum);
     }
     assert!(of("llm_proxy_cost_usd_total", &[("api", "openai")]) > 0.0);
-    // A begin and an end each, and the end of what was refused.
-    assert_eq!(of("llm_proxy_journal_records_total", &[]), 11.0);
+    // A begin and an end each, the end of what was refused, and what made project and token.
+    assert_eq!(of("llm_proxy_journal_records_total", &[]), 13.0);
     assert!(of("llm_proxy_journal_bytes_total", &[]) > 0.0);
     assert_eq!((of("llm_proxy_journal_failures_total", &[]), of("llm_proxy_in_flight", &[])), (0.0, 0.0));
     assert_eq!((of("llm_proxy_held_bytes", &[]), of("llm_proxy_panics_total", &[])), (0.0, 0.0));

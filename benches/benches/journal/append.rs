@@ -73,7 +73,7 @@ impl Records {
             began.elapsed()
         };
         let waited = thread::scope(|scope| {
-            let others: Vec<_> = (1..callers).map(|_| scope.spawn(&caller)).collect();
+            let others: Vec<_> = (1..callers).map(|_| scope.spawn(caller)).collect();
             let own = caller();
             own + others.into_iter().map(|other| other.join().expect("every append succeeds")).sum::<Duration>()
         });

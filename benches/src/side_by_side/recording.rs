@@ -14,24 +14,14 @@ use crate::figures::{Figure, Table};
 struct Part {
     /// Its name in the JSON.
     name: &'static str,
-    /// Who calls for it, where others do too.
-    caller: Option<&'static str>,
     /// The function that does it.
     callee: &'static str,
 }
 
-const SETTLE: Option<&str> = Some("llm_proxy::plane::settle::Exchange::settle");
-
 /// All pieces. None is called within another.
-const PARTS: [Part; 4] = [
-    Part { name: "begin", caller: None, callee: "llm_proxy::plane::settle::Exchange::record_begin" },
-    Part { name: "end, made", caller: SETTLE, callee: "llm_proxy::plane::settle::Exchange::record" },
-    Part { name: "end, appended", caller: SETTLE, callee: "llm_proxy::plane::Gateway::append" },
-    Part {
-        name: "end, freed",
-        caller: SETTLE,
-        callee: "core::ptr::drop_in_place<llm_proxy_plugins::event::generated::Exchange>",
-    },
+const PARTS: [Part; 2] = [
+    Part { name: "begin", callee: "llm_proxy::plane::settle::Exchange::record_begin" },
+    Part { name: "end", callee: "llm_proxy::plane::settle::Exchange::record_end" },
 ];
 
 /// The share of the records in a figure of all instructions, read from the dump it was made of; and why it is not to be
@@ -85,19 +75,17 @@ struct Spent {
 fn spent(dump: &str) -> [Spent; PARTS.len()] {
     let mut found = [Spent::default(); PARTS.len()];
     let mut names = HashMap::new();
-    let (mut caller, mut callee) = ("", "");
+    let mut callee = "";
     let mut lines = dump.lines();
     while let Some(line) = lines.next() {
         if let Some(name) = line.strip_prefix("fn=") {
-            caller = named(&mut names, name);
+            named(&mut names, name);
         } else if let Some(name) = line.strip_prefix("cfn=") {
             callee = named(&mut names, name);
         } else if let Some(calls) = line.strip_prefix("calls=") {
             let cost = lines.next().and_then(|line| line.split_ascii_whitespace().nth(1)?.parse().ok());
             let calls = calls.split_ascii_whitespace().next().and_then(|calls| calls.parse().ok());
-            let part = PARTS
-                .iter()
-                .position(|part| part.callee == callee && part.caller.is_none_or(|expected| expected == caller));
+            let part = PARTS.iter().position(|part| part.callee == callee);
             if let (Some(calls), Some(cost), Some(spent)) = (calls, cost, part.and_then(|part| found.get_mut(part))) {
                 spent.calls = spent.calls.saturating_add(calls);
                 spent.instructions = spent.instructions.saturating_add(cost);
@@ -155,11 +143,11 @@ calls=4 0
 
 fn=(3)
 0 7
-cfn=(6) llm_proxy::plane::settle::Exchange::record
-calls=10 0
+cfn=(6) llm_proxy::plane::settle::Exchange::record_end
+calls=9 0
 0 70
 cfn=(4)
-calls=9 0
+calls=10 0
 0 90
 cfn=(7) core::ptr::drop_in_place<llm_proxy_plugins::event::generated::Exchange>
 calls=10 0
@@ -184,18 +172,22 @@ calls=10 0
     }
 
     #[test]
-    fn a_part_is_counted_with_all_it_called_and_only_where_the_exchange_asked_for_it() {
-        let expected = [(10, 100), (10, 70), (9, 90), (10, 30)];
+    fn a_part_is_counted_with_all_it_called() {
+        let expected = [(10, 100), (9, 70)];
         assert_eq!(spent(DUMP), expected.map(|(calls, instructions)| Spent { calls, instructions }));
-        assert_eq!(spent(""), [Spent::default(); 4]);
+        assert_eq!(spent(""), [Spent::default(); 2]);
     }
 
     #[test]
     fn the_ratio_is_to_the_rest_and_a_part_that_was_not_always_seen_is_told() {
         let (figure, complaint) = figure(&all(), DUMP).unwrap();
-        assert_eq!((figure.value, figure.ratio), (29.0, 29.0 / 71.0));
-        assert_eq!(figure.details["parts"]["end, made"], 7.0);
-        assert!(complaint.unwrap().contains("`llm_proxy::plane::Gateway::append` was called 9 times in 10 exchanges"));
+        assert_eq!((figure.value, figure.ratio), (17.0, 17.0 / 83.0));
+        assert_eq!(figure.details["parts"]["end"], 7.0);
+        assert!(
+            complaint
+                .unwrap()
+                .contains("`llm_proxy::plane::settle::Exchange::record_end` was called 9 times in 10 exchanges")
+        );
         let (_, complaint) = super::figure(&all(), &DUMP.replace("calls=9 0", "calls=10 0")).unwrap();
         assert_eq!(complaint, None);
     }

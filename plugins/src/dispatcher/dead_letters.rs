@@ -26,7 +26,7 @@ use super::cursor::sync_folder_of;
 use super::renew::renew;
 use super::sink::Event;
 use super::window::Dead;
-use crate::erasure::{Edit, rewrite_lines};
+use crate::erasure::{Edit, copied, remove_copy, rewrite_lines};
 use crate::event::{Exchange, Message};
 use crate::journal::{Feed, JournalError, Rewritten};
 
@@ -180,6 +180,16 @@ pub(crate) fn rewrite(path: &Path, edit: &dyn Fn(&[u8]) -> Edit) -> io::Result<R
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Rewritten::default()),
         Err(error) => Err(error),
     }
+}
+
+/// Removes the copies in `dir` that a crash left in the middle of rewriting. Whoever is in the middle of it now, is waited
+/// for: it may be another process.
+pub(crate) fn sweep(dir: &Path) -> io::Result<()> {
+    for path in copied(dir, &|copied| copied.ends_with(SUFFIX))? {
+        let _turn = take_turn(&path)?;
+        remove_copy(&path)?;
+    }
+    Ok(())
 }
 
 /// Puts events aside that `sink` will never take, as its loop does: for who sends without a cursor.

@@ -123,6 +123,11 @@ impl Runner {
         let saved = saved.filter(|cursor| cursor.journal == feed.id());
         // A journal folder restored from an older copy may end before the cursor.
         let seq = saved.as_ref().map_or(0, |cursor| cursor.seq).min(feed.position());
+        if saved.as_ref().is_some_and(|cursor| cursor.seq > seq) {
+            // Else the next start would take for delivered what gets the numbers up to there now.
+            let back = Cursor { journal: feed.id().to_owned(), seq };
+            back.save(&cursor_path).map_err(DispatcherError::at("write", &cursor_path))?;
+        }
         let page = Page { passed_seq: seq, saved_seq: seq, ..Page::default() };
         pages.show(&page);
         Ok(Self {

@@ -2,7 +2,7 @@
 //!
 //! A file is looked through first, and only one that has a line to change is written anew: beside itself, in its own
 //! compression, on disk before it takes the place of the old one by a rename. A crash leaves the old file or the new
-//! one, and perhaps a copy that nobody reads and [`sweep`] removes. One line at a time is in memory.
+//! one, and perhaps a copy that nobody reads and the next start removes ([`copied`]). One line at a time is in memory.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -55,20 +55,38 @@ pub(crate) fn rewrite(path: &Path, edit: &dyn Fn(&[u8]) -> Edit) -> io::Result<R
     written
 }
 
-/// Removes the copies in `dir` that a crash left, of files whose names `is_ours` knows.
-pub(super) fn sweep(dir: &Path, is_ours: &dyn Fn(&str) -> bool) -> io::Result<()> {
+/// Whether there is a whole line in the file at `path` that `edit` changes. Others may append to it meanwhile.
+pub(super) fn concerns(path: &Path, edit: &dyn Fn(&[u8]) -> Edit) -> io::Result<bool> {
+    let mut is_concerned = false;
+    each_piece(path, &mut |piece| {
+        is_concerned = piece.is_line && piece.bytes.ends_with(b"\n") && edit(piece.text()) != Edit::Keep;
+        Ok(!is_concerned)
+    })?;
+    Ok(is_concerned)
+}
+
+/// The files in `dir` with names that `is_ours` knows and of which there is a copy: a crash has left it, or somebody is
+/// making it.
+pub(crate) fn copied(dir: &Path, is_ours: &dyn Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
+    let mut copied = Vec::new();
     for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name.to_str().and_then(|name| name.strip_suffix(COPY_SUFFIX)).is_some_and(is_ours) {
-            fs::remove_file(entry.path())?;
-        }
+        let name = entry?.file_name();
+        let original = name.to_str().and_then(|name| name.strip_suffix(COPY_SUFFIX)).filter(|name| is_ours(name));
+        copied.extend(original.map(|name| dir.join(name)));
     }
-    Ok(())
+    Ok(copied)
+}
+
+/// Removes the copy of the file at `path`, if there is one.
+pub(crate) fn remove_copy(path: &Path) -> io::Result<()> {
+    match fs::remove_file(copy_of(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 fn copy_of(path: &Path) -> PathBuf {
@@ -276,10 +294,14 @@ mod tests {
         for name in ["events.jsonl", "events.jsonl.erase", "theirs.erase"] {
             fs::write(dir.path().join(name), "half").unwrap();
         }
-        sweep(dir.path(), &|name| name.starts_with("events")).unwrap();
+        for path in copied(dir.path(), &|name| name.starts_with("events")).unwrap() {
+            remove_copy(&path).unwrap();
+            // Somebody was faster.
+            remove_copy(&path).unwrap();
+        }
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort_unstable();
         assert_eq!(left, ["events.jsonl", "theirs.erase"]);
-        sweep(&dir.path().join("not-there"), &|_| true).unwrap();
+        assert!(copied(&dir.path().join("not-there"), &|_| true).unwrap().is_empty());
     }
 }

@@ -13,6 +13,13 @@ impl Shared {
     /// Deletes the segments whose records all have numbers up to `seq`, the newest two excepted.
     pub(super) fn release(&self, seq: u64) -> Result<usize, JournalError> {
         self.released.fetch_max(seq.min(self.position()), Ordering::AcqRel);
+        if self.writer.lock().passed(seq).is_empty() {
+            return Ok(0);
+        }
+        // An exchange whose begin goes now has ended, perhaps a moment ago: a power cut must not take both.
+        if self.is_unsynced() {
+            self.sync_now()?;
+        }
         let _turn = self.removal_turn.lock();
         let passed = self.writer.lock().passed(seq);
         for first_seq in &passed {

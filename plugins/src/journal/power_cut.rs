@@ -230,6 +230,33 @@ fn last_seq(journal: &Journal) -> u64 {
 }
 
 #[test]
+fn an_exchange_whose_begin_was_deleted_has_its_end_on_disk() {
+    for seed in 0..DEFAULT_SEEDS {
+        let machine = Machine::new(seed);
+        let options = Options { mode: Mode::Strict, segment_bytes: 150, ..Options::default() };
+        let open = || {
+            let (disk, lock) = (machine.start_process(), tempfile::tempfile().unwrap());
+            Journal::assemble(disk, lock, Path::new(DIR), options).unwrap().0
+        };
+        let (journal, id) = (open(), Uuid::from_u128(7));
+        journal.append(Kind::Begin, id, 5, b"").unwrap();
+        for other in 100..110 {
+            journal.append(Kind::Admin, Uuid::from_u128(other), 5, &[9; 60]).unwrap();
+        }
+        journal.sync().unwrap();
+        let exchange = Exchange { id: id.to_string(), outcome: Outcome::Finished.into(), ..Exchange::default() };
+        journal.append_message(Kind::End, id, 5, &exchange).unwrap();
+        // Nothing runs any more, and every consumer has passed what was on disk.
+        assert!(journal.release(11).unwrap() > 0);
+        machine.cut_power();
+        let _opened = open();
+        let found = records_in(&machine.observe(), Path::new(DIR));
+        let ends = found.iter().filter(|record| (record.kind, record.event_id) == (Kind::End, id)).count();
+        assert_eq!(ends, 1, "seed {seed}");
+    }
+}
+
+#[test]
 fn whatever_a_power_cut_takes_it_takes_nothing_that_was_promised() {
     let seeds = std::env::var("TORTURE_POWER_CUTS").ok();
     let seeds = seeds.map_or(DEFAULT_SEEDS, |seeds| seeds.parse().unwrap());

@@ -8,8 +8,9 @@ use std::ops::RangeInclusive;
 
 use uuid::Uuid;
 
-/// Largest payload, in bytes. An exchange without captured content needs less than one thousandth of it.
-pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
+/// Largest payload, in bytes: two bodies of 512 KiB, the most that is kept of one, and 256 KiB for everything else. An
+/// exchange without captured content needs less than one thousandth of it.
+pub const MAX_PAYLOAD_BYTES: usize = (1 << 20) + (1 << 18);
 
 const PREFIX_BYTES: usize = 9;
 const BODY_HEAD_BYTES: usize = 32;

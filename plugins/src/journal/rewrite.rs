@@ -66,28 +66,25 @@ impl Journal {
     }
 
     /// Replaces payloads in all segments but the one that is being written. One call at a time; appending and reading
-    /// go on meanwhile.
+    /// go on meanwhile. After an error it has been tried with every other segment all the same.
     pub(crate) fn rewrite_complete(&self, edit: &Edit<'_>) -> Result<Rewritten, JournalError> {
         let dir = self.folder();
         let journal = Uuid::try_parse(self.id()).map_err(io::Error::other).map_err(JournalError::at("rewrite", dir))?;
         let shared = &*self.inner.shared;
         let segments: Vec<_> = shared.writer.lock().segments().iter().map(|segment| segment.first_seq).collect();
         let mut total = Rewritten::default();
+        let mut failed = None;
         for (first_seq, following) in segments.iter().zip(segments.iter().skip(1)) {
             let segment = Segment { dir, journal, first_seq: *first_seq, following: *following };
-            let path = segment::path(dir, *first_seq);
-            let copied = match segment.copy(edit) {
-                // Released since it was listed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                result => result.map_err(JournalError::at("rewrite", &path))?,
-            };
-            if let Some(rewritten) = copied
-                && shared.put_in_place(*first_seq).map_err(JournalError::at("replace", &path))?
-            {
-                total.add(rewritten);
+            match shared.rewrite(&segment, edit) {
+                Ok(rewritten) => total.add(rewritten),
+                // One that cannot be read is no reason to leave the others as they are.
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
             }
         }
-        Ok(total)
+        failed.map_or(Ok(total), Err)
     }
 
     /// The folder of its segments.
@@ -97,6 +94,18 @@ impl Journal {
 }
 
 impl Shared {
+    fn rewrite(&self, segment: &Segment<'_>, edit: &Edit<'_>) -> Result<Rewritten, JournalError> {
+        let path = segment::path(segment.dir, segment.first_seq);
+        let copied = match segment.copy(edit) {
+            // Released since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            result => result.map_err(JournalError::at("rewrite", &path))?,
+        };
+        let Some(rewritten) = copied else { return Ok(Rewritten::default()) };
+        let is_in_place = self.put_in_place(segment.first_seq).map_err(JournalError::at("replace", &path))?;
+        Ok(if is_in_place { rewritten } else { Rewritten::default() })
+    }
+
     /// Puts the copy of a segment, which is on disk, where the segment is. False if that has been deleted meanwhile.
     fn put_in_place(&self, first_seq: u64) -> io::Result<bool> {
         let (path, copy) = (segment::path(&self.dir, first_seq), copy_path(&self.dir, first_seq));

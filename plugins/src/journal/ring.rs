@@ -200,9 +200,16 @@ impl Shared {
 
     fn write_piece(&self, ring: &Ring, outgoing: &mut Batch) -> Result<(), JournalError> {
         let mut writer = self.writer.lock();
-        let (records, bytes) = outgoing.piece(writer.room());
-        let written_bytes = bytes.len();
-        writer.write(bytes, records as u64)?;
+        let mut most_bytes = writer.room();
+        let (records, written_bytes) = loop {
+            let (records, bytes) = outgoing.piece(most_bytes);
+            match writer.write(bytes, records as u64) {
+                Ok(()) => break (records, bytes.len()),
+                // The last room of a full disk is for the oldest of them.
+                Err(error) if records > 1 && error.is_no_space() => most_bytes = (bytes.len() / 2) as u64,
+                Err(error) => return Err(error),
+            }
+        };
         self.position.store(writer.last_seq(), Ordering::Release);
         drop(writer);
         outgoing.written = outgoing.written.saturating_add(records);

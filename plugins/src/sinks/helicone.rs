@@ -28,7 +28,7 @@ use super::client::{HttpClient, bearer};
 use super::facts::{self, Kept, tags};
 use super::settings::{Environment, Problem, parsed, required, secret};
 use super::values::{Count, FromText, HttpUrl, Key, Span, Text, Variable, one_of};
-use super::verdict::{Verdict, judge};
+use super::verdict::{Verdict, judge, words};
 use super::{Kind, Target};
 use crate::dispatcher::{Event, Fault, Filter, Limits, Match, Outcome, Policy, Sink};
 use crate::event::{EventType, Exchange, Outcome as End, Usage};
@@ -159,8 +159,9 @@ impl Helicone {
             return Outcome::Poison { reason: format!("{} bytes of JSON exceed what Helicone takes", body.len()) };
         }
         let answer = self.client.post(&self.target(&event.exchange), bearer(&self.api_key), body).await;
-        let outcome = match (&answer, judge(&answer, SystemTime::now(), &[self.api_key.expose()])) {
-            (Ok(answer), Verdict::Taken) => taken(&answer.body),
+        let hide = [self.api_key.expose()];
+        let outcome = match (&answer, judge(&answer, SystemTime::now(), &hide)) {
+            (Ok(answer), Verdict::Taken) => taken(&answer.body, &hide),
             (_, verdict) => verdict.outcome(),
         };
         if matches!(outcome, Outcome::Retry { fault: Fault::Sink, .. }) {
@@ -182,14 +183,14 @@ impl Helicone {
     }
 }
 
-/// What an answer of 2xx really says.
-fn taken(body: &[u8]) -> Outcome {
+/// What an answer of 2xx really says. `hide` are secrets of ours that it may repeat.
+fn taken(body: &[u8], hide: &[&str]) -> Outcome {
     let answer: Value = serde_json::from_slice(body).unwrap_or_default();
     match answer.get("error") {
         None | Some(Value::Null) => Outcome::Delivered,
         Some(error) => {
-            let reason: String = error.to_string().chars().take(200).collect();
-            Outcome::Retry { after: None, fault: Fault::Unclear, reason: format!("its store failed: {reason}") }
+            let reason = format!("its store failed: {}", words(&error.to_string(), hide));
+            Outcome::Retry { after: None, fault: Fault::Unclear, reason }
         }
     }
 }
@@ -556,14 +557,14 @@ mod tests {
     #[test]
     fn two_hundred_does_not_mean_that_it_was_kept() {
         for body in ["ok", "", "{}", r#"{"error": null}"#] {
-            assert_eq!(taken(body.as_bytes()), Outcome::Delivered, "{body}");
+            assert_eq!(taken(body.as_bytes(), &[]), Outcome::Delivered, "{body}");
         }
         let expected = Outcome::Retry {
             after: None,
             fault: Fault::Unclear,
-            reason: "its store failed: \"insert failed\"".to_owned(),
+            reason: "its store failed: \"insert by [secret] failed\"".to_owned(),
         };
-        assert_eq!(taken(br#"{"error": "insert failed"}"#), expected);
+        assert_eq!(taken(br#"{"error": "insert by hunter2 failed"}"#, &["hunter2"]), expected);
     }
 
     #[test]

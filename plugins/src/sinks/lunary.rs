@@ -31,7 +31,7 @@ use super::facts::{self, Kept, tags};
 use super::settings::{Environment, Problem, parsed, secret};
 use super::split::{self, Post, Posted};
 use super::values::{FromText, HttpUrl, Span, Text, UuidKey, Variable};
-use super::verdict::{Verdict, judge};
+use super::verdict::{Verdict, judge, words};
 use super::{Kind, Target};
 use crate::dispatcher::{Event, Fault, Filter, Limits, Match, Outcome, Policy, Sink};
 use crate::event::{Body, EventType, Usage};
@@ -118,15 +118,15 @@ impl Post for Lunary {
                 return Posted::All(Verdict::Refused { reason });
             }
             let answer = self.client.post(&self.target, bearer(&self.api_key), body).await;
-            let now = SystemTime::now();
-            let verdict = judge(&answer, now, &[self.api_key.expose()]);
+            let (now, hide) = (SystemTime::now(), [self.api_key.expose()]);
+            let verdict = judge(&answer, now, &hide);
             match (&answer, verdict) {
                 (Ok(answer), Verdict::Taken) => match serde_json::from_slice::<Results>(&answer.body) {
-                    Ok(results) => Posted::Each(outcomes(events, &results)),
+                    Ok(results) => Posted::Each(outcomes(events, &results, &hide)),
                     Err(error) => Posted::All(Verdict::Again {
                         after: None,
                         fault: Fault::Unclear,
-                        reason: format!("an answer without results: {error}"),
+                        reason: words(&format!("an answer without results: {error}"), &hide),
                     }),
                 },
                 (Ok(answer), Verdict::Again { after, fault, reason }) => {
@@ -169,8 +169,8 @@ impl ResultOfOne {
     }
 }
 
-/// The worst result of each run, whose events have one each.
-fn outcomes(events: &[&Event], results: &Results) -> Vec<Outcome> {
+/// The worst result of each run, whose events have one each. `hide` are secrets of ours that it may repeat.
+fn outcomes(events: &[&Event], results: &Results, hide: &[&str]) -> Vec<Outcome> {
     let mut of_run: HashMap<&str, Vec<&ResultOfOne>> = HashMap::new();
     for result in &results.results {
         of_run.entry(result.id.as_deref().unwrap_or_default()).or_default().push(result);
@@ -181,7 +181,7 @@ fn outcomes(events: &[&Event], results: &Results) -> Vec<Outcome> {
         let Some(results) = of_run.get(id.as_str()) else { return again("no result for this run".to_owned()) };
         let failed = results.iter().find(|result| !result.success && !result.is_duplicate());
         match failed {
-            Some(failed) => again(failed.error.clone().unwrap_or_else(|| "no reason given".to_owned())),
+            Some(failed) => again(words(failed.error.as_deref().unwrap_or("no reason given"), hide)),
             None if results.iter().any(|result| !result.success) => Outcome::Duplicate,
             None => Outcome::Delivered,
         }
@@ -518,10 +518,12 @@ mod tests {
             (json!([{"id": id, "success": false, "error": exists}, {"id": id, "success": true}]), Outcome::Duplicate),
             (json!([{"id": id, "success": true}, {"id": id, "success": false, "error": "no"}]), again("no")),
             (json!([{"id": id, "success": false}]), again("no reason given")),
+            (json!([{"id": id, "success": false, "error": "bad\u{1b}[2J\nkey hunter2"}]), again("bad[2J key [secret]")),
             (json!([]), again("no result for this run")),
         ] {
             let answer: Results = serde_json::from_value(json!({ "results": results })).unwrap();
-            assert_eq!(outcomes(&[&one, &two], &answer), [expected, again("no result for this run")], "{results}");
+            let found = outcomes(&[&one, &two], &answer, &["hunter2"]);
+            assert_eq!(found, [expected, again("no result for this run")], "{results}");
         }
     }
 

@@ -123,6 +123,12 @@ pub fn read(tree: &Value, environment: &Environment<'_>) -> Result<SinksSettings
             };
             continue;
         }
+        if name == FILE {
+            return Err(Problem::at(
+                name,
+                format!("found the type {}, expected {FILE}, whose name this is", quoted(&kind)),
+            ));
+        }
         let Some(kind) = KINDS.iter().find(|known| known.name == kind) else {
             let known: Vec<_> = KINDS.iter().map(|known| known.name).chain([FILE]).collect();
             let text = format!("found the type {}, expected one of {}", quoted(&kind), known.join(", "));
@@ -327,11 +333,18 @@ pub(super) fn parsed<T: DeserializeOwned>(tree: Value) -> Result<T, Problem> {
     })
 }
 
-/// What serde says of keys and of things that are no map or list.
+/// What serde says of keys and of things that are no map or list. A text is not shown: it may be a secret that belongs
+/// further down.
 fn in_our_words(text: &str) -> String {
     match (text.strip_prefix("unknown field"), text.strip_prefix("invalid type:")) {
         (Some(rest), _) => format!("{UNKNOWN}{rest}"),
-        (_, Some(rest)) => format!("found{}", rest.replace("expected a sequence", "expected a list")),
+        (_, Some(rest)) => {
+            let rest = match rest.rsplit_once(", expected ") {
+                Some((found, expected)) if found.starts_with(" string ") => format!(" a text, expected {expected}"),
+                _ => rest.to_owned(),
+            };
+            format!("found{}", rest.replace("expected a sequence", "expected a list"))
+        }
         _ => text.to_owned(),
     }
 }
@@ -491,6 +504,10 @@ mod tests {
                 "x: found the type \"s3\", expected one of helicone, lunary, otlp, redis, webhook, file",
             ),
             (json!({"x": {"type": ["s3"]}}), "x: type: found a list, expected a text that is not empty"),
+            (
+                json!({"file": {"type": "webhook"}}),
+                "file: found the type \"webhook\", expected file, whose name this is",
+            ),
             (json!({"webhook": "none"}), "webhook: found none, expected the sink's settings, or no such key"),
             (json!({"webhook": "on"}), "webhook: found a single value, expected a map of the sink's settings"),
             (
@@ -502,12 +519,9 @@ mod tests {
             (hooks(json!({"url": "https://a.example"})), "webhook: secret: found nothing, expected whsec_"),
             (hook(json!({"secret_env": "HOOK_SECRET"})), "webhook: secret_env: found it beside `secret`, expected one"),
             (hook(json!({"urll": "x"})), "webhook: urll: unknown key `urll`, expected one of `url`, `secret`"),
-            (
-                hook(json!({"batch": "x"})),
-                "webhook: batch: found string \"x\", expected a map with events, bytes or age",
-            ),
+            (hook(json!({"batch": "x"})), "webhook: batch: found a text, expected a map with events, bytes or age"),
             (hook(json!({"only": null})), "webhook: only: found nothing, expected a value, or no such key"),
-            (hook(json!({"only": {"apis": "a"}})), "webhook: only: apis: found string \"a\", expected a list"),
+            (hook(json!({"only": {"apis": "a"}})), "webhook: only: apis: found a text, expected a list"),
             (
                 hook(json!({"batch": {"size": "1"}})),
                 "webhook: batch: size: unknown key `size`, expected one of `events`",

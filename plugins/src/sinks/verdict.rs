@@ -78,13 +78,18 @@ fn judge_status(status: StatusCode, after: Option<Duration>, reason: String) -> 
 
 /// The status, and what the receiver says about it in one line.
 fn reason(status: StatusCode, body: &[u8], hide: &[&str]) -> String {
-    let mut words = String::from_utf8_lossy(body).into_owned();
+    let words = words(&String::from_utf8_lossy(body), hide);
+    if words.is_empty() { format!("HTTP {}", status.as_u16()) } else { format!("HTTP {}: {words}", status.as_u16()) }
+}
+
+/// A receiver's words in one short line, without secrets of ours that it may repeat, and without what steers a terminal.
+pub fn words(text: &str, hide: &[&str]) -> String {
+    let mut words = text.to_owned();
     for secret in hide.iter().filter(|secret| !secret.is_empty()) {
         words = words.replace(secret, "[secret]");
     }
     let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
-    let words: String = words.chars().filter(|letter| !letter.is_control()).take(MOST_WORDS).collect();
-    if words.is_empty() { format!("HTTP {}", status.as_u16()) } else { format!("HTTP {}: {words}", status.as_u16()) }
+    words.chars().filter(|letter| !letter.is_control()).take(MOST_WORDS).collect()
 }
 
 /// How long the receiver wants to be left alone: seconds or a date (RFC 9110 §10.2.3). A date that has passed is no

@@ -29,6 +29,7 @@ use std::fmt;
 pub use self::keeper::Keeper;
 pub use self::tags::{MAX_NAME_BYTES, MAX_TAGS, MAX_VALUE_BYTES, Omit, omit, tags};
 
+use self::assemble::Assembled;
 use self::json::{Node, Parsed};
 use self::shorten::Fitted;
 use crate::usage::Lost;
@@ -225,6 +226,9 @@ impl Kind {
     }
 }
 
+/// What is said of a stream in which nothing would be found.
+const UNKNOWN_STREAM: &str = "a stream of an unknown kind";
+
 /// A body on its way into the record.
 struct Kept {
     capture: Capture,
@@ -259,18 +263,22 @@ impl Kept {
         }
         let text = self.readable(&plain);
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-        if side == Side::Response && self.kind == Kind::Events {
+        if side == Side::Response && (self.kind == Kind::Events || assemble::is_stream(text)) {
             return Some(self.stream(text));
         }
         let may_be_json = self.kind == Kind::Json || text.trim_start().starts_with(['{', '[']);
         let parsed = if may_be_json { json::parse(text, self.body.truncated) } else { None };
         Some(match parsed {
             Some(Parsed { node, is_whole }) if side == Side::Response => match assemble::from_list(node) {
-                Ok(answer) => self.json(answer.answer, is_whole && answer.is_whole),
+                Ok(assembled) => self.assembled(assembled, is_whole),
                 Err(node) => self.json(node, is_whole),
             },
             Some(Parsed { node, is_whole }) => self.json(node, is_whole),
             None if self.kind == Kind::Form => self.hash(&plain),
+            // As of events that we do not know.
+            None if side == Side::Response && self.capture.policy == Policy::Redacted && json::is_lines(text) => {
+                self.omit(UNKNOWN_STREAM)
+            }
             None => self.text(text.to_owned()),
         })
     }
@@ -294,16 +302,21 @@ impl Kept {
     fn stream(self, text: &str) -> Body {
         let events = assemble::events(text);
         match assemble::from_events(&events) {
-            Some(mut assembled) => {
-                if !assembled.is_whole && self.capture.policy == Policy::Redacted {
-                    redact::drop_last_words(&mut assembled.answer);
-                }
-                self.json(assembled.answer, assembled.is_whole)
-            }
+            Some(assembled) => self.assembled(assembled, true),
             // What is spread over events of an unknown kind cannot be found in them.
-            None if self.capture.policy == Policy::Redacted => self.omit("a stream of an unknown kind"),
+            None if self.capture.policy == Policy::Redacted => self.omit(UNKNOWN_STREAM),
             None => self.text(text.to_owned()),
         }
+    }
+
+    /// An answer that was put together; `is_all`: of all that was sent. Where it broke off may stand half of what is to
+    /// be replaced.
+    fn assembled(self, mut assembled: Assembled<'_>, is_all: bool) -> Body {
+        let is_whole = assembled.is_whole && is_all;
+        if (!is_whole || self.body.truncated) && self.capture.policy == Policy::Redacted {
+            redact::drop_last_words(&mut assembled.answer);
+        }
+        self.json(assembled.answer, is_whole)
     }
 
     fn json(mut self, mut node: Node<'_>, is_whole: bool) -> Body {
@@ -568,6 +581,45 @@ mod tests {
                 response_body(capture, Some("text/event-stream"), None, &keeper(capture, stream.as_bytes())).unwrap();
             assert_eq!((body.text.as_deref(), body.omitted.is_some()), (expected, expected.is_none()));
         }
+    }
+
+    #[test]
+    fn a_stream_is_one_whatever_it_is_said_to_be() {
+        let chat = "data: {\"choices\":[{\"delta\":{\"content\":\"a@b\"}}]}\n\n\
+                    data: {\"choices\":[{\"delta\":{\"content\":\".com\"}}]}\n\ndata: [DONE]\n\n";
+        let lines = "{\"message\":{\"content\":\"a@b\"}}\n{\"message\":{\"content\":\".com\"}}\n";
+        for (content_type, stream, is_known) in [
+            ("text/plain", chat, true),
+            ("application/json", chat, true),
+            ("application/x-ndjson", lines, false),
+            ("application/stream+json", lines, false),
+        ] {
+            for policy in [Policy::Redacted, Policy::Full] {
+                let capture = capture(policy, 1024);
+                let keeper = keeper(capture, stream.as_bytes());
+                let body = response_body(capture, Some(content_type), None, &keeper).unwrap();
+                let is_omitted = policy == Policy::Redacted && !is_known;
+                assert_eq!((body.omitted.is_some(), json(&body).is_some()), (is_omitted, is_known), "{content_type}");
+                let told = [json(&body), body.text.as_deref()].into_iter().flatten().collect::<String>();
+                assert!(policy == Policy::Full || !told.contains("a@b"), "{told}");
+            }
+        }
+        let batch = kept(Policy::Redacted, "application/x-ndjson", lines.as_bytes());
+        assert_eq!(batch.text.as_deref(), Some(lines), "a request is no stream");
+    }
+
+    #[test]
+    fn half_of_what_is_replaced_is_not_kept_of_a_list_that_broke_off() {
+        let list = format!(
+            r#"[{{"candidates":[{{"content":{{"parts":[{{"text":"mail anna@exam"}}]}}}}],"more":"{}""#,
+            "x".repeat(400)
+        );
+        let capture = capture(Policy::Redacted, 1024);
+        let mut keeper = keeper(capture, list.as_bytes());
+        keeper.break_off();
+        let body = response_body(capture, Some("application/json"), None, &keeper).unwrap();
+        let text = json(&body).unwrap();
+        assert!(body.truncated && text.contains("\"mail…\"") && !text.contains("exam"), "{text}");
     }
 
     #[test]

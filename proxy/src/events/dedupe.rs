@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -60,6 +60,9 @@ pub(super) fn run(args: &DedupeArgs, out: &mut dyn Write) -> Result<()> {
     for path in &args.files {
         File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
     }
+    if args.in_place {
+        named_once(&args.files)?;
+    }
     let mut seen = HashSet::new();
     for path in &args.files {
         let counts = if args.in_place {
@@ -73,6 +76,18 @@ pub(super) fn run(args: &DedupeArgs, out: &mut dyn Write) -> Result<()> {
         eprintln!("{}: {removed} lines removed, {kept} kept{note}", path.display());
     }
     out.flush()?;
+    Ok(())
+}
+
+/// Refuses a file that is named twice, also by another name: the second time, all of its lines would be duplicates.
+fn named_once(files: &[PathBuf]) -> Result<()> {
+    let mut named = HashSet::new();
+    for path in files {
+        let metadata = std::fs::metadata(path).with_context(|| format!("{} cannot be read", path.display()))?;
+        if !named.insert((metadata.dev(), metadata.ino())) {
+            bail!("{} is named twice, expected each file once with --in-place", path.display());
+        }
+    }
     Ok(())
 }
 
@@ -252,6 +267,19 @@ mod tests {
             assert_eq!(in_place(&path, &mut HashSet::new()).unwrap().removed, 0);
             assert_eq!(std::fs::read(&path).unwrap(), before);
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{packing:?}: nothing is left beside it");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_named_twice_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("events.jsonl"), dir.path().join("link.jsonl"));
+        std::fs::write(&path, lines(&[1, 2, 1])).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for files in [vec![path.clone(), dir.path().join("./events.jsonl")], vec![path.clone(), link]] {
+            let refused = run(&DedupeArgs { files, in_place: true }, &mut Vec::<u8>::new()).unwrap_err();
+            assert!(refused.to_string().contains("is named twice"), "{refused}");
+            assert_eq!(read(&path).0, lines(&[1, 2, 1]));
         }
     }
 

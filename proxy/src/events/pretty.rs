@@ -33,13 +33,30 @@ pub(super) fn pretty(json: &str) -> String {
                 new_line(&mut shown, depth);
             }
             ':' if !is_in_string => shown.push_str(": "),
-            // A terminal takes these for orders. Within a JSON text they stand in strings, where they may be escaped.
-            letter if letter.is_control() => shown.push_str(&format!("\\u{:04x}", u32::from(letter))),
-            letter => shown.push(letter),
+            letter => push_safely(&mut shown, letter),
         }
     }
     shown.push('\n');
     shown
+}
+
+/// The same JSON value on its one line, for a terminal.
+pub(super) fn for_terminal(json: &str) -> String {
+    let mut shown = String::with_capacity(json.len());
+    for letter in json.chars() {
+        // A tab may stand between tokens, and steers nothing.
+        if letter == '\t' { shown.push(letter) } else { push_safely(&mut shown, letter) }
+    }
+    shown
+}
+
+/// A terminal takes control characters for orders. Within a JSON text they stand in strings, where they may be escaped.
+fn push_safely(shown: &mut String, letter: char) {
+    if letter.is_control() {
+        shown.push_str(&format!("\\u{:04x}", u32::from(letter)));
+    } else {
+        shown.push(letter);
+    }
 }
 
 fn new_line(shown: &mut String, depth: usize) {
@@ -82,6 +99,7 @@ mod tests {
                         \"t\": \"a, {b}: \\\"c\\\" [\",\n  \"e\": {},\n  \"f\": []\n}\n";
         assert_eq!(pretty(json), expected);
         assert_eq!(pretty("\"\u{9b}31m\""), "\"\\u009b31m\"\n");
+        assert_eq!(for_terminal("{\"a\":\t\"\u{9b}31m é\"}"), "{\"a\":\t\"\\u009b31m é\"}");
     }
 
     fn value() -> impl Strategy<Value = serde_json::Value> {

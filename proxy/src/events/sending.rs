@@ -8,6 +8,7 @@ use llm_proxy_plugins::sinks::{SinkSettings, SinksSettings};
 
 use super::progress::Progress;
 use super::sinks::FILE;
+use crate::manage::table::printable;
 
 /// The sink of that name.
 pub(super) fn find<'a>(sinks: &'a SinksSettings, name: &str) -> Result<&'a SinkSettings> {
@@ -43,7 +44,7 @@ pub(super) fn block_on<T>(sending: impl Future<Output = T>) -> Result<T> {
 pub(super) fn show(progress: &mut Progress, step: &Step<'_>) {
     let note = match (step.health, step.reason) {
         (Health::Delivering, _) | (_, None) => words(step.sent),
-        (health, Some(reason)) => format!("{}, {}: {reason}", words(step.sent), health.name()),
+        (health, Some(reason)) => format!("{}, {}: {}", words(step.sent), health.name(), printable(reason)),
     };
     progress.show(settled(step.sent), &note);
 }
@@ -52,7 +53,9 @@ pub(super) fn show(progress: &mut Progress, step: &Step<'_>) {
 pub(super) fn end(progress: Progress, sent: &Sent, sink: &str) -> Result<()> {
     progress.end(settled(sent), &words(sent));
     match &sent.gave_up {
-        Some(reason) => bail!("`{sink}` does not take events, and the rest was not sent: {reason}"),
+        Some(reason) => {
+            bail!("`{sink}` does not take events, and the rest was not sent: {}", printable(reason))
+        }
         None => Ok(()),
     }
 }

@@ -1,7 +1,7 @@
 //! `llm-proxy events tail`
 
 use std::collections::VecDeque;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::thread;
@@ -16,6 +16,7 @@ use super::line::{head, line};
 use super::log::{self, Log};
 use super::moment::{Moment, moment, now_us};
 use super::paint::Paint;
+use super::pretty::for_terminal;
 use super::range::Range;
 use super::selection::{FILTERS, Selection};
 
@@ -59,6 +60,7 @@ struct View<'a> {
     range: Range,
     output: Output,
     paint: Paint,
+    is_terminal: bool,
 }
 
 impl View<'_> {
@@ -72,6 +74,9 @@ impl View<'_> {
             Output::Json => {
                 let mut json = Vec::new();
                 append_json_line(exchange, &mut json);
+                if self.is_terminal {
+                    json = for_terminal(&String::from_utf8_lossy(&json)).into_bytes();
+                }
                 json.push(b'\n');
                 out.write_all(&json)?;
             }
@@ -83,7 +88,13 @@ impl View<'_> {
 pub(super) fn run(args: &TailArgs, data_dir: &Path, out: &mut dyn Write) -> Result<()> {
     let log = Log::open(data_dir)?;
     let range = Range::new(args.since, args.until);
-    let view = View { selection: &args.selection, range, output: args.output, paint: Paint::of_stdout() };
+    let view = View {
+        selection: &args.selection,
+        range,
+        output: args.output,
+        paint: Paint::of_stdout(),
+        is_terminal: std::io::stdout().is_terminal(),
+    };
     if view.output == Output::Table {
         writeln!(out, "{}", head(view.paint))?;
     }

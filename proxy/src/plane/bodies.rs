@@ -1,8 +1,8 @@
 //! The bodies of one exchange, copied as they pass, where its project lets them be kept.
 //!
-//! An exchange whose project keeps none has none of this. The copies count in the budget of held bodies; where that has
-//! no room left, the exchange goes on and its record says that nothing was kept. What becomes of the copies is decided in
-//! `llm_proxy_core::capture`, before anything of them reaches a disk.
+//! An exchange whose project keeps none has none of this. The copies count in the budget of held bodies, and leave half
+//! of it to these: where they have no room left, the exchange goes on and its record says that nothing was kept. What
+//! becomes of the copies is decided in `llm_proxy_core::capture`, before anything of them reaches a disk.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ impl Shared {
         let before = self.keeper.held_bytes();
         self.keeper.push(piece);
         let grown = self.keeper.held_bytes().saturating_sub(before);
-        if grown > 0 && !self.hold.grow(u64::try_from(grown).unwrap_or(u64::MAX)) {
+        if grown > 0 && !self.hold.grow_if_spare(u64::try_from(grown).unwrap_or(u64::MAX)) {
             self.is_starved = true;
         }
         if self.is_starved {

@@ -194,6 +194,7 @@ async fn carry(
         let (mut body, hold) = whole_body(turn, client, exchange, held).await?;
         if let Some(copy) = &copy {
             copy.push(&body);
+            copy.end();
         }
         if let Some(model) = judge::body(&rule, &body, api, &known, &route)? {
             exchange.model_requested = Some(model);

@@ -38,7 +38,17 @@ impl Hold {
     /// Takes `more` bytes. `false` when the budget does not have them; nothing is taken then.
     #[must_use]
     pub fn grow(&mut self, more: u64) -> bool {
-        let limit = self.budget.limit;
+        self.take(more, self.budget.limit)
+    }
+
+    /// As [`grow`](Self::grow), for what can be done without: `false`, too, when half of the budget would be exceeded. The
+    /// rest is for what must be held.
+    #[must_use]
+    pub fn grow_if_spare(&mut self, more: u64) -> bool {
+        self.take(more, self.budget.limit / 2)
+    }
+
+    fn take(&mut self, more: u64, limit: u64) -> bool {
         let taken = self.budget.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
             held.checked_add(more).filter(|sum| *sum <= limit)
         });
@@ -67,5 +77,15 @@ mod tests {
         drop(one);
         assert_eq!(budget.held(), 4);
         assert!(two.grow(6) && !two.grow(u64::MAX));
+    }
+
+    #[test]
+    fn what_can_be_done_without_leaves_half_to_what_must_be_held() {
+        let budget = HeldBytes::new(10);
+        let (mut copy, mut body) = (budget.hold(), budget.hold());
+        assert!(copy.grow_if_spare(4) && !copy.grow_if_spare(2) && copy.grow_if_spare(1));
+        assert!(body.grow(5) && !body.grow(1));
+        drop(copy);
+        assert!(!body.grow_if_spare(1) && body.grow(5));
     }
 }

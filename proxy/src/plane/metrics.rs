@@ -75,7 +75,7 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
     );
     metrics::describe_counter!(
         "llm_proxy_journal_stripped_total",
-        "Records written without what was kept of the bodies, because the disk was full"
+        "Records written without what was kept of the bodies, for which there was no room"
     );
     metrics::describe_counter!(
         "llm_proxy_journal_discarded_total",

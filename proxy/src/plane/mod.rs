@@ -31,6 +31,7 @@ pub mod upstream;
 pub mod websocket;
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,7 +41,6 @@ use llm_proxy_core::http1::call::Call;
 use llm_proxy_core::prices::PriceTable;
 use llm_proxy_core::routing::Routes;
 use llm_proxy_core::token::Pepper;
-use llm_proxy_plugins::event::Message;
 use llm_proxy_plugins::journal::{Journal, JournalError, Kind};
 use parking_lot::Mutex;
 use pingora_core::connectors::TransportConnector;
@@ -90,8 +90,8 @@ pub struct Gateway {
 
 impl Gateway {
     /// Appends to the journal. A failure is counted in the journal's own books and told in the log, now and then.
-    fn append<M: Message>(&self, kind: Kind, id: Uuid, time_us: i64, record: &M) -> Result<u64, Unrecorded> {
-        self.journal.append_message(kind, id, time_us, record).map_err(|error| {
+    fn append(&self, kind: Kind, id: Uuid, time_us: i64, payload: &[u8]) -> Result<u64, Unrecorded> {
+        self.journal.append(kind, id, time_us, payload).map_err(|error| {
             let by_disk = matches!(error, JournalError::Io { .. } | JournalError::MemoryFull);
             if let Some(count) = LOSSES.note(by_disk, Instant::now()) {
                 tracing::error!(%error, count, "records could not be written to the journal");
@@ -100,8 +100,16 @@ impl Gateway {
         })
     }
 
-    /// Whether the disk has refused the journal a record within the last ten seconds. Who is given no requests because of
-    /// this has no records to lose either, and is given some again.
+    /// Notes a request that was refused because its begin did not reach the disk, and tells of it in the log, now and
+    /// then.
+    fn refused_by_disk(&self, error: &dyn Display) {
+        if let Some(count) = LOSSES.note(true, Instant::now()) {
+            tracing::error!(%error, count, "requests are refused: the journal cannot be brought to disk");
+        }
+    }
+
+    /// Whether the disk has refused the journal a record within the last ten seconds, or did not keep one where a request
+    /// waits for that. Who is given no requests because of this has no records to lose either, and is given some again.
     pub fn loses_records(&self) -> bool {
         LOSSES.are_recent(Instant::now())
     }

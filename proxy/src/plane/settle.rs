@@ -19,7 +19,7 @@ use llm_proxy_core::inject::Hider;
 use llm_proxy_core::routing::Route;
 use llm_proxy_core::usage::{Asked, Ended as AnswerEnded, Meter, Metered, Number, Source, Usage};
 use llm_proxy_core::websocket::realtime::Session;
-use llm_proxy_plugins::event::{self, Outcome};
+use llm_proxy_plugins::event::{self, Message, Outcome};
 use llm_proxy_plugins::journal::{Kind, Mode};
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -34,6 +34,9 @@ use super::upload::Upload;
 use crate::downstream::Caller;
 use crate::provider::Provider;
 
+/// Room for nearly every `begin`, in bytes, and for nearly every `end` without content.
+const BEGIN_BYTES: usize = 384;
+const END_BYTES: usize = 1_024;
 /// The longest wait for a disk that does not answer.
 const DISK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -206,21 +209,24 @@ impl<'a> Exchange<'a> {
         if self.attempt > 1 {
             return;
         }
-        let (project_id, token_id) = self.holder();
-        let begin = event::Begin {
-            id: self.id.text().to_owned(),
-            project_id: project_id.unwrap_or_default(),
-            token_id: token_id.unwrap_or_default(),
-            api: self.api_name().unwrap_or_default().to_owned(),
-            dialect: self.dialect.name().to_owned(),
-            endpoint: self.endpoint.to_owned(),
-            method: self.call.method().to_owned(),
-            model_requested: self.model_requested.clone(),
+        let holder = self.known.as_deref().map(|known| &known.holder);
+        let client_address = self.client_address();
+        let begin = event::BeginParts {
+            id: self.id.text(),
+            project_id: holder.map_or("", |holder| &holder.project_id),
+            token_id: holder.map_or("", |holder| &holder.token_id),
+            api: self.api_name().unwrap_or_default(),
+            dialect: self.dialect.name(),
+            endpoint: self.endpoint,
+            method: self.call.method(),
+            model_requested: self.model_requested.as_deref(),
             received_us: self.received_us,
             attempt: self.attempt,
-            client_address: self.client_address(),
+            client_address: client_address.as_deref(),
         };
-        if let Ok(seq) = self.gateway.append(Kind::Begin, self.id.uuid, self.received_us, &begin) {
+        let mut payload = Vec::with_capacity(BEGIN_BYTES);
+        begin.encode(&mut payload);
+        if let Ok(seq) = self.gateway.append(Kind::Begin, self.id.uuid, self.received_us, &payload) {
             self.gateway.begun.lock().insert(seq);
             self.begun = Some(seq);
         }
@@ -238,9 +244,11 @@ impl<'a> Exchange<'a> {
     pub async fn begin_on_disk(&self) -> Result<(), Refusal> {
         let seq = self.begun.ok_or(Refusal::Unrecorded)?;
         match timeout(DISK_PATIENCE, self.gateway.journal.on_disk(seq)).await {
-            Ok(Ok(())) => Ok(()),
-            _ => Err(Refusal::Unrecorded),
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => self.gateway.refused_by_disk(&error),
+            Err(_) => self.gateway.refused_by_disk(&"it does not answer"),
         }
+        Err(Refusal::Unrecorded)
     }
 
     /// The connection has sent what it had of the request.
@@ -310,13 +318,15 @@ impl<'a> Exchange<'a> {
             self.gateway.metrics.refused(self.refused_with);
             let what = Refused { outcome, reason: reason.clone(), status: self.status.unwrap_or(0) };
             let Some(count) = self.gateway.sampler.admit(self.received, what) else { return };
-            let record = self.record(outcome, reason, None, None, stream, count);
-            let _ = self.gateway.append(Kind::End, self.id.uuid, self.received_us, &record);
+            self.record_end(outcome, reason, Weighed { stream, ..Weighed::default() }, count);
             return;
         }
-        let mut record = self.record(outcome, reason, metered, cost, stream, 1);
-        record.content = self.content(outcome);
-        let _ = self.gateway.append(Kind::End, self.id.uuid, self.received_us, &record);
+        self.record_end(outcome, reason, Weighed { stream, metered, cost }, 1);
+        self.runs_no_more();
+    }
+
+    /// Its begin need not be kept any longer.
+    fn runs_no_more(&mut self) {
         if let Some(seq) = self.begun.take() {
             self.gateway.begun.lock().remove(&seq);
         }
@@ -329,14 +339,15 @@ impl<'a> Exchange<'a> {
         made.inspect_err(|_panic| ::metrics::counter!("llm_proxy_panics_total").increment(1)).ok()
     }
 
-    /// What the client says of itself for the record, as far as its project lets that be kept.
+    /// What the client says of itself for the record, as far as its project lets that be kept. A fault in reading it
+    /// costs the tags, not the record.
     fn tags(&self) -> BTreeMap<String, String> {
-        match &self.known {
-            Some(known) if bodies::tells(self.call) => {
-                capture::tags(known.holder.content.capture, bodies::told(self.call))
-            }
-            _ => BTreeMap::new(),
-        }
+        let Some(known) = self.known.as_ref().filter(|_| bodies::tells(self.call)) else { return BTreeMap::new() };
+        let read = || capture::tags(known.holder.content.capture, bodies::told(self.call));
+        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_panic| {
+            ::metrics::counter!("llm_proxy_panics_total").increment(1);
+            BTreeMap::new()
+        })
     }
 
     /// The client's id of this request, unless its project lets nothing of the kind be kept.
@@ -371,13 +382,6 @@ impl<'a> Exchange<'a> {
         Weighed { stream, metered, cost }
     }
 
-    fn holder(&self) -> (Option<String>, Option<String>) {
-        match &self.known {
-            Some(known) => (Some(known.holder.project_id.clone()), Some(known.holder.token_id.clone())),
-            None => (None, None),
-        }
-    }
-
     fn client_address(&self) -> Option<String> {
         self.caller.map(|caller| caller.of_call(self.call))
     }
@@ -405,60 +409,59 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn record(
-        &mut self,
-        outcome: Outcome,
-        reason: Option<Cow<'static, str>>,
-        metered: Option<Metered>,
-        cost: Option<String>,
-        stream: Option<bool>,
-        count: u64,
-    ) -> event::Exchange {
-        let micros = |time: Option<Duration>| time.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
-        let (project_id, token_id) = self.holder();
+    /// Writes `end`. A function of its own, so that what it costs can be counted.
+    #[inline(never)]
+    fn record_end(&mut self, outcome: Outcome, reason: Option<Cow<'static, str>>, weighed: Weighed, count: u64) {
+        let Weighed { stream, metered, cost } = weighed;
+        let content = self.content(outcome);
+        let tags = self.tags();
+        let (client_address, client_request_id) = (self.client_address(), self.client_request_id());
         let chunks = metered.as_ref().map(|metered| metered.chunks);
         let (usage, model, finish_reasons) = match metered {
-            Some(metered) => (Some(metered.usage), metered.model, metered.finish_reasons),
+            Some(metered) => (Some(usage_record(metered.usage)), metered.model, metered.finish_reasons),
             None => (None, None, Vec::new()),
         };
-        event::Exchange {
-            id: self.id.text().to_owned(),
-            r#type: event::EventType::Exchange.into(),
-            schema: 1,
-            project_id,
-            token_id,
-            api: self.api_name().map(str::to_owned),
-            dialect: Some(self.dialect.name().to_owned()),
-            endpoint: Some(self.endpoint.to_owned()),
-            method: Some(self.call.method().to_owned()),
-            model_requested: self.model_requested.take(),
-            model,
+        let micros = |time: Option<Duration>| time.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        let holder = self.known.as_deref().map(|known| &known.holder);
+        let end = event::ExchangeParts {
+            id: self.id.text(),
+            project_id: holder.map(|holder| &*holder.project_id),
+            token_id: holder.map(|holder| &*holder.token_id),
+            api: self.api_name(),
+            dialect: Some(self.dialect.name()),
+            endpoint: Some(self.endpoint),
+            method: Some(self.call.method()),
+            model_requested: self.model_requested.as_deref(),
+            model: model.as_deref(),
             stream,
             status: self.status.map(u32::from),
-            outcome: outcome.into(),
-            reason: reason.map(Cow::into_owned),
-            usage: usage.map(usage_record),
-            cost: Some(event::Cost { usd: cost, prices: Some(self.gateway.prices.version().to_owned()) }),
-            times: Some(event::Times {
+            outcome,
+            reason: reason.as_deref(),
+            usage: usage.as_ref(),
+            usd: cost.as_deref(),
+            prices: self.gateway.prices.version(),
+            times: event::Times {
                 received_us: Some(self.received_us),
                 forwarded_us: micros(self.forwarded),
                 first_byte_us: micros(self.first_byte),
                 first_chunk_us: micros(self.first_chunk),
                 last_byte_us: micros(self.last_byte),
-            }),
+            },
             chunks,
-            request_bytes: Some(self.request_bytes),
-            response_bytes: Some(self.response_bytes),
-            finish_reasons,
-            client_address: self.client_address(),
-            client_request_id: self.client_request_id(),
-            provider_request_id: self.provider_request_id.take(),
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            finish_reasons: &finish_reasons,
+            client_request_id: client_request_id.as_deref(),
+            provider_request_id: self.provider_request_id.as_deref(),
             attempt: (self.attempt > 0).then_some(self.attempt),
             count,
-            tags: self.tags(),
-            content: None,
-            admin: None,
-        }
+            tags: &tags,
+            client_address: client_address.as_deref(),
+            content: content.as_ref(),
+        };
+        let mut payload = Vec::with_capacity(END_BYTES);
+        end.encode(&mut payload);
+        let _ = self.gateway.append(Kind::End, self.id.uuid, self.received_us, &payload);
     }
 }
 
@@ -503,7 +506,7 @@ pub fn record_rest(gateway: &Gateway) {
         count,
         ..Default::default()
     };
-    let _ = gateway.append(Kind::End, id.uuid, received_us, &record);
+    let _ = gateway.append(Kind::End, id.uuid, received_us, &record.encode_to_vec());
 }
 
 /// Records a head that never became a call: counted, and sampled.
@@ -528,7 +531,7 @@ pub fn record_unparsed(gateway: &Gateway, id: &ExchangeId, refusal: &Refusal, ca
         count,
         ..Default::default()
     };
-    let _ = gateway.append(Kind::End, id.uuid, received_us, &record);
+    let _ = gateway.append(Kind::End, id.uuid, received_us, &record.encode_to_vec());
 }
 
 fn source(source: Source) -> event::Source {
@@ -582,5 +585,7 @@ impl Drop for Exchange<'_> {
             };
             self.settle(outcome, Some(reason.into()));
         }
+        // Also where settling itself broke off: what is kept for it would be kept until the process ends.
+        self.runs_no_more();
     }
 }

@@ -1,9 +1,10 @@
 //! Do settings read alike however they are told, and do their mistakes say one line and no secret?
 //!
 //! An input is a YAML file, a `.env` file, an environment and flags, with a NUL between them. Whatever is refused or
-//! warned of is one line that no terminal obeys. Settings that are taken, written down in full as one file, must read
-//! back equal: nothing that was told is lost, and no value is read in two ways. Variables given as flags instead change
-//! nothing. And a secret put into any layer is in no error, no warning and no debug text, whatever else is wrong.
+//! warned of is one line that no terminal obeys. Settings that are taken, written down in full as one file (but for
+//! sinks and the URL of Redis), must read back equal: nothing that was told is lost, and no value is read in two ways.
+//! Variables given as flags too change nothing. And a secret put into any layer is in no error, no warning and no debug
+//! text, whatever else is wrong.
 
 #![no_main]
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use llm_proxy_core::secret::Secret;
+use llm_proxy_plugins::sinks::SinksSettings;
 
 use settings::{Loaded, NAMES, Settings};
 
@@ -36,10 +38,12 @@ fuzz_target!(|input: &[u8]| {
             let expected = Comparable::of(&settings);
             let with_flags = told.with_variables_as_flags().load().expect("a flag is what a variable is");
             assert_eq!(Comparable::of(&with_flags.settings), expected);
-            if let Some(file) = written(&settings) {
+            // What has secrets that it shows nowhere cannot be written down from what it shows.
+            let shown = Settings { redis_url: None, sinks: SinksSettings::default(), ..settings };
+            if let Some(file) = written(&shown) {
                 let again = Told { file: &file, ..Told::default() }.load();
                 let again = again.unwrap_or_else(|error| panic!("{error}\n{file}"));
-                assert_eq!(Comparable::of(&again.settings), expected, "{file}");
+                assert_eq!(Comparable::of(&again.settings), Comparable::of(&shown), "{file}");
             }
         }
     }
@@ -67,11 +71,12 @@ impl<'t> Told<'t> {
     }
 
     /// Flags outrank variables, so those of the same name stay behind. An empty variable is none; an empty flag is one.
+    /// The variables stay, since `sinks:` may name any of them.
     fn with_variables_as_flags(&self) -> Self {
         let variables = self.variables.iter().filter(|(_, value)| !value.is_empty());
         let mut flags: Vec<_> = variables.filter_map(|(name, value)| Some((known(name)?, *value))).collect();
         flags.extend(&self.flags);
-        Self { variables: Vec::new(), flags, ..self.clone() }
+        Self { flags, ..self.clone() }
     }
 
     fn load(&self) -> Result<Loaded, String> {
@@ -131,6 +136,9 @@ fn written(settings: &Settings) -> Option<String> {
         ("database_url", text(settings.database_url.as_deref())),
         ("management_token", text(settings.management_token.as_ref().map(Secret::expose))),
         ("root_key", text(settings.root_key.as_ref().map(Secret::expose))),
+        ("journal_mode", Some(settings.journal_mode.name().to_owned())),
+        ("journal_max_bytes", Some(settings.journal_max_bytes.map_or("none".to_owned(), |bytes| bytes.to_string()))),
+        ("dispatcher", Some(settings.dispatcher.name().to_owned())),
         ("log_level", Some(settings.log_level.name().to_owned())),
         ("log_format", settings.log_format.map(|format| format.name().to_owned())),
         ("head_timeout", Some(duration(settings.head_timeout))),

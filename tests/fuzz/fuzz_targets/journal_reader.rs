@@ -13,7 +13,7 @@ use llm_proxy_fuzz::pieces;
 
 use journal::{Found, Growing};
 
-// The journal's own files: depending on its package would build an HTTP client with instrumentation.
+// The journal's own files: they are private.
 #[path = "../../../plugins/src/journal"]
 #[allow(dead_code, reason = "the rest of the journal uses it")]
 mod journal {

@@ -88,8 +88,17 @@ impl Delivery {
         // A file shorter than the cursor says, or another one, was begun after it: all of it is newer.
         let knows = |cursor: &&Cursor| [0, inode].contains(&cursor.inode) && cursor.length <= file_bytes;
         let known = saved.as_ref().filter(knows);
-        let mut found =
-            resume::look(&file, known.map_or(0, |cursor| cursor.length)).map_err(FileSinkError::at("read", path))?;
+        // A journal folder restored from an older copy may end before the cursor.
+        let seq = saved.as_ref().map_or(0, |cursor| cursor.seq).min(feed.position());
+        let known_bytes = known.map_or(0, |cursor| cursor.length);
+        let found = if known_bytes > 0 {
+            resume::look(&file, known_bytes, |_| true)
+        } else {
+            // All of it has to be looked at, and it may be large: what the journal will not bring is not kept in mind.
+            let coming = ids_after(&feed, seq)?;
+            resume::look(&file, 0, |id| coming.contains(id))
+        };
+        let mut found = found.map_err(FileSinkError::at("read", path))?;
         if found.length < file_bytes {
             file.set_len(found.length).map_err(FileSinkError::at("cut", path))?;
         }
@@ -98,8 +107,6 @@ impl Delivery {
         {
             found.ids.extend(look_at_moved(&moved, cursor).map_err(FileSinkError::at("read", &moved))?);
         }
-        // A journal folder restored from an older copy may end before the cursor.
-        let seq = saved.as_ref().map_or(0, |cursor| cursor.seq).min(feed.position());
         let begun = known.filter(|cursor| cursor.begun > 0 && found.length > 0).map(|cursor| cursor.begun);
         let begun = begun.and_then(|begun| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(begun)));
         let delivery = Self {
@@ -130,6 +137,8 @@ impl Delivery {
         match &saved {
             // From here on a file that is moved away can be found again.
             None => delivery.save_cursor(0, 0)?,
+            // Else the next start would take for written what gets the numbers up to there now.
+            Some(cursor) if cursor.seq > seq => delivery.save_cursor(seq, known_bytes)?,
             // A new file: without this it would be taken for the old one as soon as it has grown as long.
             Some(cursor) if cursor.length != delivery.length && delivery.already_written.is_empty() => {
                 delivery.save_cursor(seq, delivery.length)?;
@@ -148,7 +157,7 @@ impl Delivery {
         let events = self.line_events;
         let rotated = if may_leave {
             self.follow_path(now)?;
-            self.rotate_if_due(now)
+            self.rotate_if_due(now)?
         } else {
             false
         };
@@ -202,7 +211,7 @@ impl Delivery {
         }
         self.checkpoint()?;
         let (file, metadata) = open_locked(&self.path)?;
-        let found = resume::look(&file, 0).map_err(FileSinkError::at("read", &self.path))?;
+        let found = resume::look(&file, 0, |_| false).map_err(FileSinkError::at("read", &self.path))?;
         if found.length < metadata.len() {
             file.set_len(found.length).map_err(FileSinkError::at("cut", &self.path))?;
         }
@@ -214,22 +223,24 @@ impl Delivery {
     }
 
     /// Moves the file away once it is due. That it cannot be is no reason to hold back events.
-    fn rotate_if_due(&mut self, now: SystemTime) -> bool {
+    fn rotate_if_due(&mut self, now: SystemTime) -> Result<bool, FileSinkError> {
         let is_barred = self.no_rotation_before.is_some_and(|not_before| Instant::now() < not_before);
         let more = self.lines.len() as u64;
         if is_barred || self.torn || !self.rotation.is_due(self.length, more, self.begun, now) {
-            return false;
+            return Ok(false);
         }
         match self.rotate(now) {
             Ok(()) => {
                 self.no_rotation_before = None;
-                true
+                Ok(true)
             }
             Err(error) => {
                 self.failed_rotations = self.failed_rotations.saturating_add(1);
                 self.no_rotation_before = Instant::now().checked_add(ROTATE_AGAIN_AFTER);
                 tracing::warn!(%error, "The file of events cannot be rotated, and goes on to grow");
-                false
+                // Unless it has its new name already: what came into it now could be compressed away.
+                self.follow_path(now)?;
+                Ok(false)
             }
         }
     }
@@ -245,19 +256,27 @@ impl Delivery {
         self.follow_path(now)
     }
 
-    /// Writes what is in hand, moves the file away, and goes on with the journal as it is on disk now. False as long as
-    /// the file may not be left.
-    pub fn leave(&mut self, now: SystemTime) -> Result<bool, FileSinkError> {
+    /// Writes what is in hand, and goes on with the journal as it is on disk now. False as long as the file may not be
+    /// left.
+    pub fn renew(&mut self, now: SystemTime) -> Result<bool, FileSinkError> {
         if !self.already_written.is_empty() {
             return Ok(false);
         }
         self.follow_path(now)?;
         self.write()?;
+        self.skipped_before = self.skipped_before.saturating_add(self.reader.skipped());
+        self.reader = self.feed.reader(self.written_seq);
+        Ok(true)
+    }
+
+    /// As [`Self::renew`], and moves the file away.
+    pub fn leave(&mut self, now: SystemTime) -> Result<bool, FileSinkError> {
+        if !self.renew(now)? {
+            return Ok(false);
+        }
         if self.length > 0 {
             self.rotate(now)?;
         }
-        self.skipped_before = self.skipped_before.saturating_add(self.reader.skipped());
-        self.reader = self.feed.reader(self.written_seq);
         Ok(true)
     }
 
@@ -357,6 +376,21 @@ fn open_locked(path: &Path) -> Result<(File, Metadata), FileSinkError> {
     Ok((file, metadata))
 }
 
+/// The ids of the events that the journal has after record `seq` now.
+fn ids_after(feed: &Feed, seq: u64) -> Result<HashSet<String>, FileSinkError> {
+    let (mut reader, mut ids) = (feed.reader(seq), HashSet::new());
+    let last_seq = feed.position();
+    while let Some(record) = reader.next_ref()? {
+        if record.seq > last_seq {
+            break;
+        }
+        if record.kind != Kind::Begin {
+            ids.extend(Exchange::decode(record.payload).ok().map(|exchange| exchange.id));
+        }
+    }
+    Ok(ids)
+}
+
 /// Whether neither the name is taken nor one that a compressed file would get.
 fn is_free(name: &Path) -> bool {
     let is_free = |suffix: &str| {
@@ -395,7 +429,7 @@ fn look_at_moved(moved: &Path, cursor: &Cursor) -> io::Result<HashSet<String>> {
     if !is_known || begins != BEGINS || before != [b'\n'] {
         return Ok(HashSet::new());
     }
-    let found = resume::look(&file, cursor.length)?;
+    let found = resume::look(&file, cursor.length, |_| true)?;
     if found.length < file_bytes {
         file.set_len(found.length)?;
     }
@@ -523,6 +557,45 @@ mod tests {
             finish(&mut bench.open());
             assert_eq!(bench.written(), (0..6).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn where_an_older_copy_of_the_journal_came_back_what_is_new_is_written() {
+        let bench = Bench::new();
+        let segment = bench.dir.path().join("journal").join("00000000000000000001.seg");
+        bench.append(0..3);
+        let older = fs::read(&segment).unwrap();
+        bench.append(3..50);
+        let mut delivery = bench.open();
+        finish(&mut delivery);
+        delivery.checkpoint().unwrap();
+        drop(delivery);
+        let Bench { journal, dir, rotation } = bench;
+        drop(journal);
+        fs::write(&segment, older).unwrap();
+        let (journal, _) = Journal::open(&dir.path().join("journal"), Options::default()).unwrap();
+        let bench = Bench { journal, dir, rotation };
+
+        // A start that comes to nothing, and one by which the numbers are not as high as they were once.
+        drop(bench.open());
+        bench.append(100..120);
+        finish(&mut bench.open());
+        assert_eq!(bench.written(), (0..50).chain(100..120).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn of_a_file_that_no_cursor_knows_only_what_the_journal_brings_again_is_kept_in_mind() {
+        let bench = Bench::new();
+        let theirs = |id: u128| format!("{{\"id\":\"{}\"}}\n", Uuid::from_u128(id));
+        fs::write(bench.events(), (1_000..3_000).map(theirs).collect::<String>()).unwrap();
+        bench.append(0..3);
+        finish(&mut bench.open());
+        bench.append(3..5);
+        fs::remove_file(bench.dir.path().join("events.cursor")).unwrap();
+        let mut delivery = bench.open();
+        assert_eq!(delivery.already_written.len(), 3);
+        finish(&mut delivery);
+        assert_eq!(bench.written(), (1_000..3_000).chain(0..5).collect::<Vec<_>>());
     }
 
     #[test]

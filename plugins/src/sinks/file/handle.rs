@@ -1,8 +1,8 @@
 //! A hand on the files of a running sink, for whoever changes those that are written no more.
 //!
-//! The sink's own thread is asked to move its file away, because nobody else knows where a line ends and what the cursor
-//! says. It writes what it has in memory before, and opens the journal anew after: what comes into the next file was read
-//! after the wish.
+//! The sink's own thread is asked, because nobody else knows where a line ends and what the cursor says. It writes what it
+//! has in memory and opens the journal anew: what it writes from then on was read after the wish. And it moves its file
+//! away, if that is wished as well.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,11 +38,19 @@ impl FileSinkHandle {
         self.archives.lock()
     }
 
-    /// Has the file moved away. On return everything that the sink had read of the journal is in files that it writes no
-    /// more.
+    /// Has the journal opened anew. On return everything that the sink had read of it before is in its files.
+    pub(crate) fn renew(&self, patience: Duration) -> Result<(), FileSinkError> {
+        self.ask(Wish::Renew, patience)
+    }
+
+    /// As [`Self::renew`], and has the file moved away: on return all that is in files which the sink writes no more.
     pub(crate) fn leave(&self, patience: Duration) -> Result<(), FileSinkError> {
-        let left = self.progress.leaving.ask(patience, || self.thread.unpark());
-        left.map_err(|reason| FileSinkError::NotLeft { path: self.path.clone(), reason })
+        self.ask(Wish::Leave, patience)
+    }
+
+    fn ask(&self, wish: Wish, patience: Duration) -> Result<(), FileSinkError> {
+        let granted = self.progress.leaving.ask(wish, patience, || self.thread.unpark());
+        granted.map_err(|reason| FileSinkError::NotLeft { path: self.path.clone(), reason })
     }
 
     /// The files that were moved away, by us or by others, oldest first.
@@ -61,7 +69,17 @@ fn is_left(path: &Path, name: &str) -> bool {
     rotation::is_archive(path, name) || (appended.starts_with(['.', '-']) && !is_unfinished)
 }
 
-/// The wish that the file be left, and what became of it.
+/// What the sink is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wish {
+    /// To write what it has in memory, and to open the journal anew.
+    #[default]
+    Renew,
+    /// And to move its file away.
+    Leave,
+}
+
+/// A wish, and what became of it.
 #[derive(Default)]
 pub(super) struct Leaving {
     state: Mutex<State>,
@@ -71,6 +89,8 @@ pub(super) struct Leaving {
 #[derive(Default)]
 struct State {
     asked: u64,
+    /// The largest of those that are not answered.
+    wish: Wish,
     answered: u64,
     /// Why the last one was not granted.
     refusal: Option<String>,
@@ -79,14 +99,15 @@ struct State {
 
 impl Leaving {
     /// Asks the thread that [`Self::serve`]s, and waits for the answer.
-    fn ask(&self, patience: Duration, wake: impl FnOnce()) -> Result<(), String> {
+    fn ask(&self, wish: Wish, patience: Duration, wake: impl FnOnce()) -> Result<(), String> {
         let now = Instant::now();
         let deadline = now.checked_add(patience).unwrap_or(now);
         let mut state = self.state.lock();
         state.asked = state.asked.saturating_add(1);
-        let wish = state.asked;
+        state.wish = state.wish.max(wish);
+        let number = state.asked;
         wake();
-        while state.answered < wish {
+        while state.answered < number {
             if state.has_ended {
                 return Err("it has ended".to_owned());
             }
@@ -97,24 +118,32 @@ impl Leaving {
         state.refusal.take().map_or(Ok(()), Err)
     }
 
-    /// Grants a wish, if there is one. `leave` says false where it has to wait.
-    pub fn serve(&self, leave: impl FnOnce() -> Result<bool, FileSinkError>) {
-        let wish = {
+    /// Grants a wish, if there is one. `grant` says false where it has to wait.
+    pub fn serve(&self, grant: impl FnOnce(Wish) -> Result<bool, FileSinkError>) {
+        let (number, wish) = {
             let state = self.state.lock();
             if state.answered >= state.asked {
                 return;
             }
-            state.asked
+            (state.asked, state.wish)
         };
-        let refusal = match leave() {
+        let refusal = match grant(wish) {
             Ok(true) => None,
             Ok(false) => return,
             Err(error) => Some(error.to_string()),
         };
         let mut state = self.state.lock();
-        state.answered = wish;
+        state.answered = number;
+        if state.asked == number {
+            state.wish = Wish::default();
+        }
         state.refusal = refusal;
         self.answered.notify_all();
+    }
+
+    /// Whether the thread that serves is gone.
+    pub fn has_ended(&self) -> bool {
+        self.state.lock().has_ended
     }
 
     /// While this lives, wishes are served. Afterwards nobody waits for an answer.
@@ -164,12 +193,12 @@ mod tests {
         let leaving = Leaving::default();
         let soon = Duration::from_secs(30);
         thread::scope(|scope| {
-            let asking = scope.spawn(|| [(); 2].map(|()| leaving.ask(soon, || {})));
-            let mut turns = 0;
+            let asking = scope.spawn(|| [Wish::Leave, Wish::Renew].map(|wish| leaving.ask(wish, soon, || {})));
+            let mut wishes = Vec::new();
             while !asking.is_finished() {
-                leaving.serve(|| {
-                    turns += 1;
-                    match turns {
+                leaving.serve(|wish| {
+                    wishes.push(wish);
+                    match wishes.len() {
                         // Busy at first.
                         1 | 2 => Ok(false),
                         3 => Ok(true),
@@ -179,9 +208,10 @@ mod tests {
                 thread::yield_now();
             }
             assert_eq!(asking.join().unwrap(), [Ok(()), Err("x is in use by another writer".to_owned())]);
+            assert_eq!(wishes, [Wish::Leave, Wish::Leave, Wish::Leave, Wish::Renew]);
         });
-        assert_eq!(leaving.ask(Duration::ZERO, || {}), Err("it was busy for 0 seconds".to_owned()));
+        assert_eq!(leaving.ask(Wish::Leave, Duration::ZERO, || {}), Err("it was busy for 0 seconds".to_owned()));
         drop(leaving.until_the_end());
-        assert_eq!(leaving.ask(soon, || {}), Err("it has ended".to_owned()));
+        assert_eq!(leaving.ask(Wish::Renew, soon, || {}), Err("it has ended".to_owned()));
     }
 }

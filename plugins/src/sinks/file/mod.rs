@@ -22,7 +22,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -36,7 +36,7 @@ use crate::dispatcher::{ConsumerLock, FOLDER, LockError};
 use crate::journal::{Feed, JournalError};
 use archive::Archivist;
 use delivery::Delivery;
-use handle::Leaving;
+use handle::{Leaving, Wish};
 use rotation::Rotation;
 
 pub use handle::FileSinkHandle;
@@ -199,6 +199,10 @@ pub struct Stats {
     pub errors: u64,
     /// Records of the journal that were damaged or held no event.
     pub unreadable: u64,
+    /// The last step failed, and is tried again.
+    pub is_failing: bool,
+    /// Its loop has ended.
+    pub has_ended: bool,
 }
 
 /// How the sink ended.
@@ -230,6 +234,7 @@ struct Progress {
     unreadable: AtomicU64,
     written_seq: AtomicU64,
     saved_seq: AtomicU64,
+    is_failing: AtomicBool,
     /// Set once the sink is to end: when it gives up on what is left.
     deadline: Mutex<Option<Instant>>,
     leaving: Leaving,
@@ -313,6 +318,8 @@ impl Books {
             pending: self.feed.position().saturating_sub(read(&self.progress.written_seq)),
             errors: read(&self.progress.errors).saturating_add(read(&self.progress.failed_rotations)),
             unreadable: read(&self.progress.unreadable),
+            is_failing: self.progress.is_failing.load(Ordering::Acquire),
+            has_ended: self.progress.leaving.has_ended(),
         }
     }
 }
@@ -347,7 +354,10 @@ fn run(mut delivery: Delivery, progress: &Progress, archivist: Option<&Archivist
     let _ended = progress.leaving.until_the_end();
     let mut retry_after = FIRST_RETRY;
     loop {
-        progress.leaving.serve(|| delivery.leave(SystemTime::now()));
+        progress.leaving.serve(|wish| match wish {
+            Wish::Renew => delivery.renew(SystemTime::now()),
+            Wish::Leave => delivery.leave(SystemTime::now()),
+        });
         // Read before the step, so that what was appended before the end was asked for is written.
         let deadline = *progress.deadline.lock();
         let is_late =
@@ -356,6 +366,7 @@ fn run(mut delivery: Delivery, progress: &Progress, archivist: Option<&Archivist
             if step.caught_up && deadline.is_some() { delivery.checkpoint().map(|()| step) } else { Ok(step) }
         });
         progress.note(&delivery);
+        progress.is_failing.store(stepped.is_err(), Ordering::Release);
         match stepped {
             Ok(step) => {
                 retry_after = FIRST_RETRY;

@@ -14,12 +14,13 @@ use serde::Deserialize;
 pub(super) struct Found {
     /// Bytes up to the end of the last complete line.
     pub length: u64,
-    /// Ids of the events in the lines that were looked at.
+    /// Ids of the events in the lines that were looked at, those that were asked for.
     pub ids: HashSet<String>,
 }
 
-/// Looks at the lines of `file` from byte `from` on. A line that is none of ours is passed over.
-pub(super) fn look(file: &File, from: u64) -> io::Result<Found> {
+/// Looks at the lines of `file` from byte `from` on, for ids that `is_wanted` asks for. A line that is none of ours is
+/// passed over.
+pub(super) fn look(file: &File, from: u64, is_wanted: impl Fn(&str) -> bool) -> io::Result<Found> {
     let mut reader = BufReader::with_capacity(256 << 10, file);
     reader.seek(SeekFrom::Start(from))?;
     let mut found = Found { length: from, ids: HashSet::new() };
@@ -31,7 +32,9 @@ pub(super) fn look(file: &File, from: u64) -> io::Result<Found> {
             return Ok(found);
         }
         found.length = found.length.saturating_add(read as u64);
-        if let Ok(event) = serde_json::from_slice::<IdOnly>(&line) {
+        if let Ok(event) = serde_json::from_slice::<IdOnly>(&line)
+            && is_wanted(&event.id)
+        {
             found.ids.insert(event.id);
         }
     }
@@ -61,7 +64,8 @@ mod tests {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(text.as_bytes()).unwrap();
             let ids = ids.into_iter().map(str::to_owned).collect();
-            assert_eq!(look(&file, from).unwrap(), Found { length, ids }, "{text:?} from {from}");
+            assert_eq!(look(&file, from, |_| true).unwrap(), Found { length, ids }, "{text:?} from {from}");
+            assert_eq!(look(&file, from, |_| false).unwrap(), Found { length, ids: HashSet::new() });
         }
     }
 }

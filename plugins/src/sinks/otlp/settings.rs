@@ -234,7 +234,7 @@ mod tests {
             ),
             (with(json!({"compression": "zstd"})), "compression: found \"zstd\", expected one of gzip, none"),
             (with(json!({"content": "yes"})), "content: found \"yes\", expected one of true, false"),
-            (with(json!({"headers": "a=b"})), "headers: found string \"a=b\", expected a map"),
+            (with(json!({"headers": "a=b, expected c"})), "headers: found a text, expected a map"),
             (with(json!({"headers": {"a b": "c"}})), "headers: a b: found no name of a field, expected the name of"),
             (with(json!({"headers": {"Host": "c"}})), "headers: Host: found a field that is ours to set, expected"),
             (with(json!({"headers": {"grpc-timeout": "1S"}})), "headers: grpc-timeout: found a field that is ours"),

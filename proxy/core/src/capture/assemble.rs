@@ -64,6 +64,13 @@ pub(super) fn events(mut stream: &str) -> Vec<Cow<'_, str>> {
     events
 }
 
+/// Whether a text is such a stream, whatever it is said to be: one of its first lines is the data of an event.
+pub(super) fn is_stream(text: &str) -> bool {
+    const FIRST_LINES: usize = 8;
+    let lines = text.split(['\n', '\r']).filter(|line| !line.is_empty()).take(FIRST_LINES);
+    lines.filter_map(|line| line.strip_prefix("data:")).any(|data| data.trim_ascii_start().starts_with(['{', '[']))
+}
+
 /// The answer that a stream's events are of; `None` if they are of no kind we know.
 pub(super) fn from_events<'e>(events: &'e [Cow<'_, str>]) -> Option<Assembled<'e>> {
     let mut answer: Option<Answer<'e>> = None;

@@ -9,7 +9,7 @@ mod read;
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-pub(super) use read::{Parsed, parse};
+pub(super) use read::{Parsed, is_lines, parse};
 
 /// So many members of an object, or items of a list, are looked through for one. No provider's object has more, and a
 /// stream of many events must not look through a large object for each.

@@ -3,6 +3,7 @@
 //! They are by far the largest part of a body, nobody reads them in a log, and a face or a voice is personal data that
 //! no pattern finds. The hash is of the decoded content, so that it can be compared with a file's.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use base64::Engine as _;
@@ -15,6 +16,8 @@ use super::json::{Node, Object};
 /// So much base64 without a break is no text, whatever it is. Words are shorter, and so are keys and signatures of most
 /// kinds.
 const MIN_RUN_BYTES: usize = 1024;
+/// Shortest line that base64 is broken into: they have 64 letters in PEM, 76 in MIME.
+const MIN_LINE_BYTES: usize = 60;
 /// Longest `type/subtype;parameters` of a `data:` URL.
 const MAX_TYPE_BYTES: usize = 128;
 /// How a string ends whose rest is missing (`json::Parsed::is_whole`).
@@ -41,11 +44,11 @@ pub(super) fn without_payloads(text: &str) -> Option<String> {
     let mut copied = 0usize;
     let mut place = 0usize;
     while place < bytes.len() {
-        let run = bytes.get(place..).unwrap_or_default().iter().take_while(|byte| is_base64(**byte)).count();
+        let rest = bytes.get(place..).unwrap_or_default();
+        let is_named = bytes.get(..place).is_some_and(|before| before.ends_with(b";base64,"));
+        let run = if is_named { lines_of(rest) } else { run_of(rest) };
         let end = place.saturating_add(run);
-        let is_payload =
-            run >= MIN_RUN_BYTES || run > 0 && bytes.get(..place).is_some_and(|before| before.ends_with(b";base64,"));
-        if is_payload {
+        if run >= MIN_RUN_BYTES || run > 0 && is_named {
             out.push_str(text.get(copied..place).unwrap_or_default());
             let rest = text.get(end..).unwrap_or_default();
             out.push_str(&described(text.get(place..end).unwrap_or_default(), rest == CUT_MARK));
@@ -58,6 +61,29 @@ pub(super) fn without_payloads(text: &str) -> Option<String> {
     }
     out.push_str(text.get(copied..).unwrap_or_default());
     Some(out)
+}
+
+/// Length of the base64 that `rest` begins with.
+fn run_of(rest: &[u8]) -> usize {
+    rest.iter().take_while(|byte| is_base64(**byte)).count()
+}
+
+/// As [`run_of`], where it may be broken into lines.
+fn lines_of(rest: &[u8]) -> usize {
+    let mut end = 0usize;
+    loop {
+        let line = run_of(rest.get(end..).unwrap_or_default());
+        end = end.saturating_add(line);
+        let line_break = match rest.get(end..).unwrap_or_default() {
+            [b'\n', next, ..] if is_base64(*next) => 1usize,
+            [b'\r', b'\n', next, ..] if is_base64(*next) => 2,
+            _ => return end,
+        };
+        if line < MIN_LINE_BYTES {
+            return end;
+        }
+        end = end.saturating_add(line_break);
+    }
 }
 
 /// SHA-256 in hexadecimal.
@@ -86,7 +112,8 @@ fn visit(node: &mut Node<'_>, parent: &str) {
                     Node::Text(text) if is_payload_name(name, holds) => {
                         let whole: &str = text;
                         let payload = whole.strip_suffix(CUT_MARK).unwrap_or(whole);
-                        if !payload.is_empty() && payload.bytes().all(is_base64) {
+                        let is_part = |byte: u8| is_base64(byte) || byte.is_ascii_whitespace();
+                        if payload.bytes().any(is_base64) && payload.bytes().all(is_part) {
                             *text = described(payload, payload.len() < whole.len()).into();
                         } else if let Some(rest) = without_payloads(text) {
                             *text = rest.into();
@@ -122,9 +149,11 @@ fn is_base64(byte: u8) -> bool {
 
 /// What is said instead of a payload.
 fn described(base64: &str, is_cut: bool) -> String {
+    let has_lines = base64.bytes().any(|byte| byte.is_ascii_whitespace());
+    let base64: Cow<'_, str> = if has_lines { base64.split_ascii_whitespace().collect() } else { base64.into() };
     let engine = if base64.contains(['-', '_']) { &URL_SAFE } else { &STANDARD };
     // What is not quite base64 counts as it stands.
-    let content = engine.decode(base64).unwrap_or_else(|_| base64.as_bytes().to_vec());
+    let content = engine.decode(&*base64).unwrap_or_else(|_| base64.as_bytes().to_vec());
     if is_cut {
         return format!("[more than {} bytes]", content.len());
     }
@@ -220,6 +249,15 @@ mod tests {
         let short = "a".repeat(MIN_RUN_BYTES - 1);
         assert_eq!(without_payloads(&format!("{short} {short}")), None);
         assert!(without_payloads(&"a".repeat(MIN_RUN_BYTES)).is_some());
+        // In lines it is one payload where it is said to be one.
+        for line_break in ["\n", "\r\n"] {
+            let lines: Vec<_> = standard.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect();
+            let lines = lines.join(line_break);
+            let url = without_payloads(&format!("data:image/png;base64,{lines}\nand so on"));
+            assert_eq!(url, Some(format!("data:image/png;base64,{mark}\nand so on")));
+            let json = format!(r#"{{"source":{{"type":"base64","data":"{}"}}}}"#, lines.escape_debug());
+            assert_eq!(replaced(&json, false), format!(r#"{{"source":{{"type":"base64","data":"{mark}"}}}}"#));
+        }
         assert_eq!(without_payloads(""), None);
     }
 

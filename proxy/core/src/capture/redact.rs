@@ -21,6 +21,8 @@ const CARD: &str = "[card]";
 const IBAN: &str = "[iban]";
 const IP: &str = "[ip]";
 const SECRET: &str = "[secret]";
+/// What stands for a text that was said again in its tokens.
+const TOKENS: &str = "[tokens]";
 
 /// A replacement changes what stands on its sides, and that may be what kept something else from being found. So a text
 /// that was changed is looked through again; more often than this only for texts made for it.
@@ -33,7 +35,8 @@ const MAX_LAST_WORD_BYTES: usize = 64;
 ///
 /// The strings in which protocols name things are left, as ids are digits too: `id`, `model`, `role`, `type` and their
 /// like. Not so inside what a caller or a model filled in freely (`arguments`, `input`, `metadata` …), where an `id`
-/// may be anybody's; numbers that are cards go there as well.
+/// may be anybody's; numbers that are cards go there as well. What says a text again in pieces, in which nothing would be
+/// found, is left out.
 pub(super) fn value(node: &mut Node<'_>) {
     visit(node, false);
 }
@@ -111,11 +114,28 @@ fn visit(node: &mut Node<'_>, is_free: bool) {
         Node::List(items) => items.iter_mut().for_each(|item| visit(item, is_free)),
         Node::Object(Object { members }) => {
             for (name, value) in members {
-                if is_free || !(is_protocol(name) && value.as_text().is_some()) {
+                if is_said_again(name, value) {
+                    *value = Node::Text(TOKENS.into());
+                } else if is_free || !(is_protocol(name) && value.as_text().is_some()) {
                     visit(value, is_free || is_free_form(name));
                 }
             }
         }
+    }
+}
+
+/// Members that hold the tokens of a text, or its words with their times.
+fn is_said_again(name: &str, value: &Node<'_>) -> bool {
+    let (first, is_filled) = match value {
+        Node::List(items) => (items.first(), !items.is_empty()),
+        Node::Object(Object { members }) => (None, !members.is_empty()),
+        _ => return false,
+    };
+    match name {
+        "logprobs" | "top_logprobs" | "logprobsResult" | "logprobs_result" => is_filled,
+        "tokens" => matches!(first, Some(Node::Bare(_))),
+        "words" => first.and_then(Node::as_object).is_some_and(|word| word.get("word").is_some()),
+        _ => false,
     }
 }
 
@@ -247,10 +267,20 @@ impl Pass<'_> {
         }
     }
 
-    /// No letter or digit stands before, but for that of an escape like `\n`, in JSON that is inside a string.
+    /// No letter or digit stands before, but for those of an escape: `\n` and `\u0022`, in JSON that is inside a string, or
+    /// `%20`, in a URL.
     fn begins_word(&self, place: usize) -> bool {
         let Some(before) = self.before(place, 1) else { return true };
-        !before.is_ascii_alphanumeric() || self.before(place, 2) == Some(b'\\') && is_escape(before)
+        let follows_escape = || self.before(place, 2) == Some(b'\\') && is_escape(before);
+        !before.is_ascii_alphanumeric() || follows_escape() || self.follows_code(place)
+    }
+
+    fn follows_code(&self, place: usize) -> bool {
+        let is_before = |distance: usize, byte: u8| self.before(place, distance) == Some(byte);
+        let is_hex = |digits: usize| {
+            (1..=digits).all(|distance| self.before(place, distance).is_some_and(|byte| byte.is_ascii_hexdigit()))
+        };
+        is_hex(2) && (is_before(3, b'%') || is_hex(4) && is_before(5, b'u') && is_before(6, b'\\'))
     }
 
     /// A key begins with its run of letters, so that a run is read once.
@@ -347,6 +377,10 @@ mod tests {
             (&*format!("authorization: Bearer {key}"), "authorization: Bearer [secret]"),
             (&*format!("cookie={token}; a=1"), "cookie=[secret]; a=1"),
             (&*format!("(\\n{key}\\nanna@example.com)"), "(\\n[secret]\\n[email])"),
+            (&*format!("{{\\u0022key\\u0022:\\u0022{key}\\u0022}}"), "{\\u0022key\\u0022:\\u0022[secret]\\u0022}"),
+            (&*format!("?key=Bearer%20{key}&n=1"), "?key=Bearer%20[secret]&n=1"),
+            ("allow 10.0.0.1-10.0.0.9, deny 10.0.1.0/24", "allow [ip]-[ip], deny [ip]/24"),
+            ("call (030) 12345678 or 06 12 34 56 78", "call [phone] or [phone]"),
             (
                 "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\nand a@b.com",
                 "[secret]\nand [email]",
@@ -395,6 +429,19 @@ mod tests {
     }
 
     #[test]
+    fn what_says_a_text_again_in_pieces_is_left_out() {
+        let json = r#"{"logprobs":true,"choices":[{"logprobs":{"content":[{"token":"a@b"},{"token":".com"}]}}],
+            "output":[{"logprobs":[]},{"logprobs":[{"token":"a"}]}],"candidates":[{"logprobsResult":{"topCandidates":[]}}],
+            "segments":[{"tokens":[50364,257]}],"words":[{"word":"4242"},{"word":"4242"}],"input":{"tokens":["a"],"words":["b"]}}"#;
+        let mut node = parse(json, false).unwrap().node;
+        value(&mut node);
+        assert_eq!(
+            node.write(),
+            r#"{"logprobs":true,"choices":[{"logprobs":"[tokens]"}],"output":[{"logprobs":[]},{"logprobs":"[tokens]"}],"candidates":[{"logprobsResult":"[tokens]"}],"segments":[{"tokens":"[tokens]"}],"words":"[tokens]","input":{"tokens":["a"],"words":["b"]}}"#
+        );
+    }
+
+    #[test]
     fn what_broke_off_loses_its_last_word() {
         let long = "x".repeat(100);
         let json = format!(
@@ -416,7 +463,7 @@ mod tests {
         // Each would take minutes if a place could be read from every place before it.
         for piece in [
             "sk-", "eyJ.", "eyJa", "a@", "@a.", "1", "1 ", "1-", "1234 ", "12:", "::", "+1", "Bearer ", "bearer/",
-            "DE89 ",
+            "DE89 ", "%20", "\\u0022", "(030)", "1.1.1.1-", "01 ", "030 123-",
         ] {
             let words = piece.repeat(300_000 / piece.len());
             assert!(redacted(&words).len() <= words.len(), "{piece}");

@@ -106,6 +106,11 @@ fn merge<'e>(whole: &mut Object<'e>, delta: Object<'e>) {
         match (whole.get_mut(&name), value) {
             (Some(Node::Object(old)), Node::Object(new)) => merge(old, new),
             (Some(Node::List(old)), Node::List(new)) => new.into_iter().for_each(|item| merge_item(old, item)),
+            // Some think in parts and then answer in plain text.
+            (Some(Node::List(old)), Node::Text(new)) if name == "content" && !new.is_empty() => {
+                let members = vec![("type".into(), Node::Text("text".into())), ("text".into(), Node::Text(new))];
+                merge_item(old, Node::Object(Object { members }));
+            }
             (Some(Node::Text(old)), Node::Text(new)) if is_joined(&name, old, &new) => old.to_mut().push_str(&new),
             (_, value) => whole.settle(name, value),
         }
@@ -113,13 +118,36 @@ fn merge<'e>(whole: &mut Object<'e>, delta: Object<'e>) {
 }
 
 fn merge_item<'e>(list: &mut Vec<Node<'e>>, item: Node<'e>) {
-    let index_of = |item: &Node<'_>| item.as_object().and_then(|item| item.number("index"));
     let index = index_of(&item);
-    let same = list.iter_mut().take(MAX_LOOKED_THROUGH).find(|old| index.is_some() && index_of(old) == index);
+    let same = match index {
+        Some(_) => list.iter_mut().take(MAX_LOOKED_THROUGH).find(|old| index_of(old) == index),
+        None => list.last_mut().filter(|last| goes_on(last, &item)),
+    };
     match (same, item) {
         (Some(Node::Object(old)), Node::Object(new)) => merge(old, new),
         (_, item) => list.push(item),
     }
+}
+
+/// The item's index. It is one of the first members: to look through all of them, of each item for each item, would take
+/// minutes for a stream made for it.
+fn index_of(item: &Node<'_>) -> Option<u64> {
+    const AMONG: usize = 8;
+    let (_, index) = item.as_object()?.members.iter().take(AMONG).find(|(name, _)| name == "index")?;
+    match index {
+        Node::Bare(word) => word.parse().ok(),
+        _ => None,
+    }
+}
+
+/// Whether an item without an index goes on with the last one: a part of what is said, or thought.
+fn goes_on(last: &Node<'_>, item: &Node<'_>) -> bool {
+    let kind_of = |item: &Node<'_>| match item.as_object().and_then(|item| item.text("type")) {
+        Some("text") => 1,
+        Some("thinking") => 2,
+        _ => 0,
+    };
+    kind_of(item) > 0 && kind_of(item) == kind_of(last)
 }
 
 /// Whether a string of a delta goes on with what is there. What names something comes whole, and with some providers in
@@ -167,6 +195,20 @@ mod tests {
             r#"{"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}"#,
         ];
         let expected = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":null,"reasoning_content":"Hm, so","audio":{"id":"au","transcript":"hello","data":"QQ=="},"tool_calls":[{"id":"t0","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}},{"id":"t1","function":{"name":"g","arguments":"{}"}}]},"finish_reason":"tool_calls"}]}"#;
+        assert_eq!(assembled(&chunks), Some((expected.to_owned(), true)));
+    }
+
+    #[test]
+    fn parts_without_an_index_go_on_with_the_last_one_of_their_kind() {
+        let chunks = [
+            r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":[{"type":"thinking","thinking":[{"type":"text","text":"an"}]}]}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":[{"type":"thinking","thinking":[{"type":"text","text":"na@b.c"}]}]}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":[{"type":"text","text":"om"},{"type":"reference","ids":[1]}]}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"He"}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"llo"},"finish_reason":"stop"}]}"#,
+        ];
+        let expected = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":[{"type":"thinking","thinking":[{"type":"text","text":"anna@b.c"}]},{"type":"text","text":"om"},{"type":"reference","ids":[1]},{"type":"text","text":"Hello"}]},"finish_reason":"stop"}]}"#;
         assert_eq!(assembled(&chunks), Some((expected.to_owned(), true)));
     }
 

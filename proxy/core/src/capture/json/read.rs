@@ -29,6 +29,13 @@ pub(in crate::capture) fn parse(text: &str, is_cut: bool) -> Option<Parsed<'_>> 
     (reader.rest().is_empty() && (is_whole || is_cut)).then_some(Parsed { node, is_whole })
 }
 
+/// Whether a text is several JSON objects, a line each.
+pub(in crate::capture) fn is_lines(text: &str) -> bool {
+    let mut lines = text.lines().map(str::trim_ascii).filter(|line| !line.is_empty());
+    let first = lines.next().filter(|line| line.starts_with('{'));
+    first.is_some_and(|line| parse(line, false).is_some()) && lines.next().is_some()
+}
+
 /// The text is no JSON, or too deep.
 struct NotJson;
 

@@ -11,11 +11,11 @@ const MAX_IPV6_BYTES: usize = 46;
 
 /// The mailbox around an `@`: bytes of it in `before`, which ends there, and in `after`, which begins behind it.
 ///
-/// The domain needs a dot and a last label of letters, so `npm@10.2.3` is none. Letters may be those of Latin scripts
-/// with marks; others stand beside addresses without a space.
+/// The domain needs a dot and a last label of letters, so `npm@10.2.3` is none. Letters may be Latin ones with marks, Greek
+/// and Cyrillic ones; those of some other scripts stand beside addresses without a space.
 pub(super) fn mailbox(before: &str, after: &str) -> Option<(usize, usize)> {
     let domain = domain_bytes(after)?;
-    let letters = before.chars().rev().take_while(|letter| is_latin(*letter) || "._%+-".contains(*letter));
+    let letters = before.chars().rev().take_while(|letter| is_letter(*letter) || "._%+-".contains(*letter));
     let mut local = letters.fold(0usize, |bytes, letter| bytes.saturating_add(letter.len_utf8()));
     let start = before.len().saturating_sub(local);
     if super::is_escape_letter(before.as_bytes(), start.saturating_add(1)) {
@@ -25,7 +25,7 @@ pub(super) fn mailbox(before: &str, after: &str) -> Option<(usize, usize)> {
 }
 
 fn domain_bytes(after: &str) -> Option<usize> {
-    let is_part = |letter: char| is_latin(letter) || matches!(letter, '-' | '.');
+    let is_part = |letter: char| is_letter(letter) || matches!(letter, '-' | '.');
     let run = after.chars().take(MAX_DOMAIN_CHARS).take_while(|letter| is_part(*letter));
     let run = after.get(..run.fold(0usize, |bytes, letter| bytes.saturating_add(letter.len_utf8())))?;
     let mut found = None;
@@ -49,17 +49,28 @@ fn is_last_label(label: &str) -> bool {
     is_word || label.len() > 4 && label.starts_with("xn--")
 }
 
-fn is_latin(letter: char) -> bool {
-    letter.is_alphanumeric() && letter < '\u{250}'
+/// Up to the last one of Cyrillic.
+fn is_letter(letter: char) -> bool {
+    letter.is_alphanumeric() && letter < '\u{530}'
 }
 
-/// Length of the IPv4 address that `rest` begins with: four numbers up to 255, no more and no less.
+/// Length of the IPv4 address that `rest` begins with: four numbers up to 255, no more and no less. In a range another one
+/// follows.
 pub(super) fn ipv4(rest: &[u8]) -> Option<usize> {
+    let end = four_numbers(rest)?;
+    let is_range = match rest.get(end..) {
+        Some([b'-', last @ ..]) => four_numbers(last).is_some_and(|length| ends_number(last, length)),
+        _ => false,
+    };
+    (is_range || ends_number(rest, end)).then_some(end)
+}
+
+fn four_numbers(rest: &[u8]) -> Option<usize> {
     let most = rest.get(..16).unwrap_or(rest);
     let run = most.split(|byte| !(byte.is_ascii_digit() || *byte == b'.')).next()?;
     let address = std::str::from_utf8(run).ok()?.trim_end_matches('.');
     address.parse::<Ipv4Addr>().ok()?;
-    ends_number(rest, address.len()).then_some(address.len())
+    Some(address.len())
 }
 
 /// Length of the IPv6 address that `rest` begins with. Short ones must look like an address of a host, as `a::b` is
@@ -93,6 +104,7 @@ mod tests {
             ("jörg@müller.de", "jörg@müller.de"),
             ("a@xn--mller-kva.xn--p1ai", "a@xn--mller-kva.xn--p1ai"),
             ("宛先info@example.jpです", "info@example.jp"),
+            ("почта: иван@пример.рф.", "иван@пример.рф"),
             ("line\\nanna@example.com", "anna@example.com"),
             ("a@b.com.5", "a@b.com"),
             ("a@b-c.com-", "a@b-c.com"),
@@ -120,6 +132,8 @@ mod tests {
             ("10.0.0.255:8080", "10.0.0.255"),
             ("10.0.0.0/8", "10.0.0.0"),
             ("8.8.8.8.", "8.8.8.8"),
+            ("10.0.0.1-10.0.0.9", "10.0.0.1"),
+            ("1.2.3.4-5.6.7.8.9", ""),
             ("10.0.0", ""),
             ("10.0.0.256", ""),
             ("10.0.0.01", ""),

@@ -102,7 +102,8 @@ const LENGTHS: &str = "\
 /// North American numbers in groups with spaces are left: `512 768 1024` is such a list of numbers as models are asked
 /// about all day.
 pub(super) fn phone(rest: &[u8]) -> Option<usize> {
-    international(rest).or_else(|| north_american(rest)).or_else(|| with_trunk_zero(rest))
+    let national = || north_american(rest).or_else(|| with_trunk_zero(rest)).or_else(|| in_pairs(rest));
+    international(rest).or_else(national)
 }
 
 /// `+` or `00`, a country, and in all 8 to 15 digits (E.164); after `00` in groups.
@@ -124,8 +125,9 @@ fn international(rest: &[u8]) -> Option<usize> {
         }
         place = place.saturating_add(group);
         groups = groups.saturating_add(1);
-        if digits >= 8 && (groups > 1 || !needs_groups) && ends_word(rest, place) {
-            found = Some(place);
+        let end = after_extension(rest, place);
+        if digits >= 8 && (groups > 1 || !needs_groups) && ends_word(rest, end) {
+            found = Some(end);
         }
         let between = match rest.get(place..).unwrap_or_default() {
             [b' ' | b'-', b'(', b'0'..=b'9', ..] | [b')', b' ' | b'-', b'0'..=b'9', ..] => 2,
@@ -146,7 +148,7 @@ fn north_american(rest: &[u8]) -> Option<usize> {
         matches!(digits, [b'2'..=b'9', b'0'..=b'9', b'0'..=b'9'])
     };
     let (exchange, separator) = match number {
-        [b'(', _, _, _, b')', b' ', ..] if is_group(1) => (6usize, None),
+        [b'(', _, _, _, b')', b' ' | b'-', ..] if is_group(1) => (6usize, None),
         [b'(', _, _, _, b')', ..] if is_group(1) => (5, None),
         [_, _, _, separator @ (b'-' | b'.'), ..] if is_group(0) => (4, Some(separator)),
         _ => return None,
@@ -154,29 +156,80 @@ fn north_american(rest: &[u8]) -> Option<usize> {
     let line = exchange.saturating_add(4);
     let between = number.get(exchange.saturating_add(3))?;
     let is_between = separator.map_or(matches!(between, b'-' | b'.' | b' '), |separator| separator == between);
-    let end = line.saturating_add(4);
+    let end = after_extension(number, line.saturating_add(4));
     let is_number = is_group(exchange) && is_between && digits_at(number, line) == 4 && ends_number(number, end);
     is_number.then(|| start.saturating_add(end))
 }
 
 /// Two to four groups, 10 to 12 digits in all: an area of three to five that begins with one zero, then three or more.
+/// In brackets the area may have two, and what follows may touch them. An extension may be at the end: `030 12345-67`.
 fn with_trunk_zero(rest: &[u8]) -> Option<usize> {
-    let [b'0', b'1'..=b'9', ..] = rest else { return None };
-    let area = digits_at(rest, 0);
-    let separator = rest.get(area).filter(|byte| (3..=5).contains(&area) && matches!(byte, b' ' | b'-' | b'/'))?;
-    let mut digits = area;
-    let mut end = area;
+    let (open, least) = match rest {
+        [b'(', b'0', b'1'..=b'9', ..] => (1usize, 2usize),
+        [b'0', b'1'..=b'9', ..] => (0, 3),
+        _ => return None,
+    };
+    let mut digits = digits_at(rest, open);
+    let mut end = open.saturating_add(digits);
+    if !(least..=5).contains(&digits) || open > 0 && rest.get(end) != Some(&b')') {
+        return None;
+    }
+    end = end.saturating_add(open); // the closing one
+    let after = rest.get(end..).unwrap_or_default();
+    let separator = [&b" / "[..], b" ", b"-", b"/"].into_iter().find(|separator| after.starts_with(separator));
+    let separator = separator.or((open > 0).then_some(&b""[..]))?;
     let mut groups = 1usize;
-    while rest.get(end) == Some(separator) && groups < 4 {
-        let group = digits_at(rest, end.saturating_add(1));
+    while groups < 4 && rest.get(end..).is_some_and(|rest| rest.starts_with(separator)) {
+        let start = end.saturating_add(separator.len());
+        let group = digits_at(rest, start);
         if group < 3 {
             break;
         }
         digits = digits.saturating_add(group);
-        end = end.saturating_add(1).saturating_add(group);
+        end = start.saturating_add(group);
         groups = groups.saturating_add(1);
     }
-    ((10..=12).contains(&digits) && ends_number(rest, end)).then_some(end)
+    let has_room = groups > 1 && separator != b"-" && rest.get(end) == Some(&b'-');
+    let extension = if has_room { digits_at(rest, end.saturating_add(1)) } else { 0 };
+    let lengths = if (1..=5).contains(&extension) {
+        digits = digits.saturating_add(extension);
+        end = end.saturating_add(1).saturating_add(extension);
+        9..=13
+    } else {
+        10..=12
+    };
+    let end = after_extension(rest, end);
+    (lengths.contains(&digits) && ends_number(rest, end)).then_some(end)
+}
+
+/// Five pairs of digits, the first with a zero, as they are written in France (`06 12 34 56 78`). Pairs that count up are
+/// a list.
+fn in_pairs(rest: &[u8]) -> Option<usize> {
+    const BYTES: usize = 14;
+    let [b'0', b'1'..=b'9', separator @ (b' ' | b'.' | b'-'), ..] = rest else { return None };
+    let number = |pair: &[u8]| match pair {
+        [tens @ b'0'..=b'9', ones @ b'0'..=b'9', after @ ..] if after.iter().all(|byte| byte == separator) => {
+            Some(tens.wrapping_sub(b'0').wrapping_mul(10).wrapping_add(ones.wrapping_sub(b'0')))
+        }
+        _ => None,
+    };
+    let pairs: Vec<u8> = rest.get(..BYTES)?.chunks(3).map_while(number).collect();
+    let counts_up = pairs.windows(2).all(|two| matches!(two, [one, next] if one.wrapping_add(1) == *next));
+    let goes_on = rest.get(BYTES) == Some(separator) && digits_at(rest, BYTES.saturating_add(1)) > 0;
+    (pairs.len() == 5 && !counts_up && !goes_on && ends_number(rest, BYTES)).then_some(BYTES)
+}
+
+/// Where a telephone number ends with its extension, as in `415-555-2671x123`; where it ends without one, if it has none.
+fn after_extension(rest: &[u8], end: usize) -> usize {
+    const MOST_DIGITS: usize = 6;
+    let mark = match rest.get(end..).unwrap_or_default() {
+        [b'x' | b'X', b'0'..=b'9', ..] => 1usize,
+        [b'e' | b'E', b'x' | b'X', b't' | b'T', b'0'..=b'9', ..] => 3,
+        _ => return end,
+    };
+    let start = end.saturating_add(mark);
+    let digits = rest.get(start..).unwrap_or_default().iter().take(MOST_DIGITS);
+    start.saturating_add(digits.take_while(|byte| byte.is_ascii_digit()).count())
 }
 
 fn digits_at(rest: &[u8], place: usize) -> usize {
@@ -269,6 +322,24 @@ mod tests {
                 ("030 12345678", "030 12345678"),
                 ("0171-2345678", "0171-2345678"),
                 ("020 7946 0958", "020 7946 0958"),
+                ("(030) 12345678", "(030) 12345678"),
+                ("(0171)2345678", "(0171)2345678"),
+                ("(02) 9876 5432.", "(02) 9876 5432"),
+                ("089 / 12345678", "089 / 12345678"),
+                ("030 12345-67", "030 12345-67"),
+                ("06 12 34 56 78, merci", "06 12 34 56 78"),
+                ("01.42.68.53.00", "01.42.68.53.00"),
+                ("(415)-555-2671", "(415)-555-2671"),
+                ("415-555-2671x123", "415-555-2671x123"),
+                ("+1-415-555-2671ext5", "+1-415-555-2671ext5"),
+                ("001-415-555-2671x12345", "001-415-555-2671x12345"),
+                ("+14155552671xyz", ""),
+                ("415-555-2671x1234567", ""),
+                ("01 02 03 04 05", ""),
+                ("06 12 34 56 78 90", ""),
+                ("06 12 34 56", ""),
+                ("(030 12345678", ""),
+                ("(030)", ""),
                 ("+1234567", ""),
                 ("+0123456789", ""),
                 ("+1234567890123456", ""),
