@@ -258,14 +258,15 @@ fn files_of_events_lose_the_content_in_their_own_compression() {
             Compression::Zstd => ".jsonl.zst",
         };
         // Until nothing is compressed any more.
-        wait_until(|| {
+        let is_quiet = || {
             let paths: Vec<_> = files(bench.dir.path()).into_keys().collect();
             let names: Vec<_> = paths.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
             let is_moved = |name: &&&str| name.starts_with("events-");
             let has_moved = names.iter().filter(is_moved).count() >= 2;
             let is_done = names.iter().filter(is_moved).all(|name| name.ends_with(suffix));
             Some(()).filter(|()| has_moved && is_done)
-        });
+        };
+        wait_until(is_quiet);
         let before = lines(bench.dir.path());
         assert_eq!(before.len(), 160);
 
@@ -274,6 +275,7 @@ fn files_of_events_lose_the_content_in_their_own_compression() {
         // Once in the journal, and once in a file.
         assert_eq!(erased.records, 160, "{compress:?}");
         assert_eq!(found_in(bench.dir.path(), "blue"), nowhere(), "{compress:?}");
+        wait_until(is_quiet);
         let after = lines(bench.dir.path());
         assert_eq!(after.len(), 160);
         for (id, line) in &before {
@@ -294,6 +296,7 @@ fn files_of_events_lose_the_content_in_their_own_compression() {
         let sink = FileSink::start(&settings, bench.dir.path(), &bench.journal).unwrap();
         append(&bench, 5);
         assert_eq!(sink.drain(PATIENCE).remaining, 0);
+        wait_until(is_quiet);
         assert_eq!(lines(bench.dir.path()).len(), 180);
     }
 }

@@ -192,7 +192,8 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
                     Health::NotReady("the process is stopping".into())
                 } else if ready.loses_records() {
                     Health::NotReady(
-                        "the journal cannot be written: records are being lost, the log has the reason".into(),
+                        "the journal cannot be written: records are being lost, or requests refused; the log has the reason"
+                            .into(),
                     )
                 } else {
                     Health::Ready
