@@ -22,6 +22,8 @@ use llm_proxy_store::{Count, HOUR_US, OTHER_MODEL, Store, StoreError, Stretch, T
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::seldom::Seldom;
+
 /// How often counts go to the store without being asked for.
 const EVERY: Duration = Duration::from_secs(1);
 /// The most records between two looks at the store.
@@ -126,6 +128,9 @@ struct Counting {
     gathered: Gathered,
     cursor: Arc<AtomicU64>,
     forgets_at: Instant,
+    /// Attempts in vain: without a journal that is synced, and at the store. Each is made every second.
+    unsynced: Seldom,
+    unstored: Seldom,
 }
 
 /// What became of what was gathered.
@@ -162,6 +167,8 @@ impl Counting {
             gathered: Gathered::default(),
             cursor: Arc::new(AtomicU64::new(stored_seq)),
             forgets_at: Instant::now(),
+            unsynced: Seldom::default(),
+            unstored: Seldom::default(),
         })
     }
 
@@ -242,7 +249,9 @@ impl Counting {
         }
         // A power cut must not take records that the store's cursor has passed: their numbers would be given again.
         if let Err(error) = self.journal.sync_through(up_to_seq) {
-            tracing::warn!(%error, "Usage is not counted while the journal cannot be synced; it will be");
+            if let Some(times) = self.unsynced.due(Instant::now()) {
+                tracing::warn!(%error, times, "Usage is not counted while the journal cannot be synced; it will be");
+            }
             return Stored::Nothing;
         }
         let stretch = self.gathered.stretch(self.stored_seq, up_to_seq);
@@ -259,7 +268,9 @@ impl Counting {
                 Stored::ReadAgain
             }
             Err(error) => {
-                tracing::warn!(%error, "Usage could not be stored; it will be");
+                if let Some(times) = self.unstored.due(Instant::now()) {
+                    tracing::warn!(%error, times, "Usage could not be stored; it will be");
+                }
                 Stored::Nothing
             }
         }

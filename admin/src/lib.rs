@@ -25,6 +25,7 @@ mod observe;
 mod problem;
 mod projects;
 mod router;
+mod seldom;
 mod serve;
 mod sinks;
 mod tokens;

@@ -2,7 +2,7 @@
 //!
 //! What goes are the bodies, [`crate::event::Exchange::content`]. That an exchange took place, what it used and what it
 //! cost stays, under the same id and the same number. Content lies in three places, and all of them are rewritten:
-//! * the journal's segments. The one being written is ended first, so that it is one of them;
+//! * the journal's segments. The one being written is ended first if there is such content in it;
 //! * the file sink's files: the one being written is moved away first if there is such content in it, and those that were
 //!   moved away before are rewritten in their own compression;
 //! * the dead letters of every sink.
@@ -29,7 +29,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::dispatcher::{FOLDER, dead_letters};
-use crate::journal::{self, Journal, JournalError, Kind, Rewritten};
+use crate::journal::{self, Journal, JournalError, Kind, RecordRef, Rewritten};
 use crate::sinks::file::{FileSinkError, FileSinkHandle};
 
 pub(crate) use lines::{Edit, copied, remove_copy, rewrite as rewrite_lines};
@@ -152,14 +152,15 @@ fn take_turn(folder: &Path) -> Result<File, ErasureError> {
 }
 
 fn erase_journal(journal: &Journal, wanted: &Wanted<'_>) -> Result<Rewritten, ErasureError> {
-    let rotated = journal.rotate();
-    let rewritten = journal.rewrite_complete(&|record| {
+    let edit = |record: &RecordRef<'_>| {
         if record.kind == Kind::Begin {
             return None;
         }
         let without = message::without_content(record.payload)?;
         wanted.describes(record.event_id, message::project_of(record.payload).as_deref()).then_some(without)
-    });
+    };
+    let rotated = journal.rotate_if_concerned(&edit);
+    let rewritten = journal.rewrite_complete(&edit);
     // Also where it failed: what is gone from some segments must not go out from memory. Also where nothing was found:
     // a crash may have come between an earlier rewriting and this.
     journal::note_erasure(journal.folder())?;

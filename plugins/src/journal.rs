@@ -309,7 +309,8 @@ impl Journal {
         if self.inner.shared.synced() >= seq { Ok(()) } else { self.sync() }
     }
 
-    /// Deletes the segments whose records all have numbers up to `seq`, the newest two excepted, and returns how many.
+    /// Deletes the segments whose records all have numbers up to `seq`, and returns how many. The newest stay, for people
+    /// who look back: two at least, and as many as have the size of one.
     ///
     /// `seq` is the lowest number that any consumer's saved cursor stands at, and lies before the begin of every
     /// exchange that still runs: a deleted begin could not tell of its exchange after a crash. What was written before

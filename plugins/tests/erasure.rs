@@ -243,6 +243,28 @@ fn a_segment_that_was_damaged_keeps_its_good_records_and_not_the_rest() {
 }
 
 #[test]
+fn the_segment_being_written_is_ended_only_for_what_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(&dir.path().join("journal"), Options::default()).unwrap();
+    let bench = Bench { dir, journal };
+    append(&bench, 3);
+    let segments = || bench.journal.stats().segments;
+    let of_green = Which { project: Some("green".to_owned()), ..Which::default() };
+    for _ in 0..3 {
+        assert_eq!((erase_from(&bench, &of_green).records, segments()), (0, 1));
+    }
+    assert_eq!((erase_from(&bench, &of_blue()).records, segments()), (3, 2));
+    assert_eq!(found_in(bench.dir.path(), "blue"), nowhere());
+    // Into the new one: it is ended as well, and once.
+    append(&bench, 1);
+    for (records, expected) in [(1, 3), (0, 3)] {
+        assert_eq!((erase_from(&bench, &of_blue()).records, segments()), (records, expected));
+        assert_eq!(found_in(bench.dir.path(), "blue"), nowhere());
+    }
+    assert_eq!(rest(&mut bench.journal.reader(0)).len(), 16);
+}
+
+#[test]
 fn files_of_events_lose_the_content_in_their_own_compression() {
     for compress in [Compression::None, Compression::Gzip, Compression::Zstd] {
         let bench = bench();

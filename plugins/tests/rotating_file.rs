@@ -89,8 +89,10 @@ fn a_sink_that_cannot_go_on_says_so_until_it_can_and_one_that_has_ended_says_tha
     fs::create_dir(&next).unwrap();
     append(&journal, 10);
     becomes(true);
+    assert!(books.last_error().is_some_and(|error| error.contains("cannot write")), "{:?}", books.last_error());
     fs::remove_dir(&next).unwrap();
     becomes(false);
+    assert_eq!(books.last_error(), None);
     assert!(!books.stats().has_ended);
     assert_eq!(sink.drain(PATIENCE), Drained { remaining: 0 });
     assert!(books.stats().has_ended && written(dir.path()).len() == 10);

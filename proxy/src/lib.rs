@@ -27,3 +27,4 @@ pub mod server;
 pub mod settings;
 pub mod shutdown;
 pub mod tls;
+pub mod words;

@@ -5,12 +5,15 @@ use std::process::ExitCode;
 
 use llm_proxy::cli::{self, Command, NoCommand};
 use llm_proxy::manage::{self, Defaults};
-use llm_proxy::settings::{Loaded, Settings};
-use llm_proxy::{demo, dispatcher, events, server};
+use llm_proxy::settings::{Loaded, Purpose, Settings};
+use llm_proxy::{demo, dispatcher, events, server, words};
 
 // Measured on the exchange: 7 % fewer instructions than the system's allocator, and memory that goes back.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Settings given as flags, by their names.
+type Flags = Vec<(&'static str, llm_proxy_core::secret::Secret)>;
 
 fn main() -> ExitCode {
     let command = match cli::parse(std::env::args_os()) {
@@ -27,7 +30,7 @@ fn main() -> ExitCode {
     match run(command) {
         Ok(code) => code,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "llm-proxy: {error:#}");
+            let _ = writeln!(std::io::stderr(), "llm-proxy: {}", words::one_line(&error));
             ExitCode::FAILURE
         }
     }
@@ -55,9 +58,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             dispatcher::run(settings, &warnings, source)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Events(command) => events::run(*command, load, &mut std::io::stdout()),
+        Command::Events(command) => events::run(*command, load_for, &mut std::io::stdout()),
         Command::Manage(command) => {
-            let Loaded { settings, .. } = load(Vec::new())?;
+            let Loaded { settings, .. } = load_for(Purpose::Look, Vec::new())?;
             let defaults = Defaults {
                 management_token: settings.management_token,
                 data_dir: settings.data_dir,
@@ -69,6 +72,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn load(flags: Vec<(&'static str, llm_proxy_core::secret::Secret)>) -> anyhow::Result<Loaded> {
-    Ok(Settings::load(flags, std::env::vars_os(), &std::env::current_dir()?)?)
+fn load(flags: Flags) -> anyhow::Result<Loaded> {
+    load_for(Purpose::Serve, flags)
+}
+
+fn load_for(purpose: Purpose, flags: Flags) -> anyhow::Result<Loaded> {
+    Ok(Settings::load_for(purpose, flags, std::env::vars_os(), &std::env::current_dir()?)?)
 }

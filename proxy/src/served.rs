@@ -165,6 +165,7 @@ impl Books {
                     delivered: file.delivered,
                     unreadable: file.unreadable,
                     lag_records: file.pending,
+                    lag: file.lag,
                     own_errors: file.errors,
                     health: match (file.has_ended, file.is_failing) {
                         (true, _) => Health::Stopped,
@@ -177,12 +178,12 @@ impl Books {
         }
     }
 
-    /// Why it does not fare well. The file tells of its errors itself.
+    /// Why it does not fare well.
     pub fn last_error(&self) -> Option<String> {
         match self {
             Self::Journal(books) => books.last_error(),
             Self::Redis(books) => books.last_error(),
-            Self::File(_) => None,
+            Self::File(books) => books.last_error(),
         }
     }
 }

@@ -46,6 +46,7 @@ use crate::plane::{Gateway, Plane};
 use crate::served::{Books, Served, sink_tls};
 use crate::settings::{ApiSettings, DispatcherPlace, Settings};
 use crate::tls::TlsListener;
+use crate::words::one_line;
 use crate::{logging, shutdown};
 
 /// How long sinks may take at the end for what is there. What they have not taken by then waits for the next start.
@@ -129,7 +130,7 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
             torn_bytes = recovered.torn_bytes,
             bad_records = recovered.bad_records,
             unknown_exchanges = recovered.unknown_exchanges,
-            "the last process did not end by itself: its journal was recovered"
+            "exchanges were found begun and not ended, or the journal was damaged: it was recovered"
         );
     }
     let prometheus = metrics::install()?;
@@ -255,7 +256,7 @@ pub fn run(settings: Settings, warnings: &[String], demo: Option<Demo>) -> Resul
         control.spawn(async move {
             accepts(listen_addr).await;
             if let Err(error) = ready.await {
-                tracing::error!("{error:#}");
+                tracing::error!("{}", one_line(&error));
             }
         });
     }

@@ -84,7 +84,7 @@ async fn tail_shows_what_ended_a_line_each_and_filters_choose() {
         (vec!["--outcome", "finished,timeout"], vec![good.id()]),
         (vec!["--token", &token], vec![good.id()]),
         (vec!["--project", &world.project, "--api", "openai", "--model", "gpt-4o*"], vec![good.id(), bad.id()]),
-        (vec!["--since", "1h", "--until", "1h"], vec![]),
+        (vec!["--since", "2h", "--until", "1h"], vec![]),
         (vec!["-n", "1"], vec![bad.id()]),
     ] {
         let arguments = [vec!["tail", "--no-follow", "--type", "exchange", "--output", "json"], filter].concat();

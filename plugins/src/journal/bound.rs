@@ -10,7 +10,8 @@ use std::sync::atomic::Ordering;
 use super::{JournalError, Shared, segment};
 
 impl Shared {
-    /// Deletes the segments whose records all have numbers up to `seq`, the newest two excepted.
+    /// Deletes the segments whose records all have numbers up to `seq`, but for the newest: two at least, and as many as
+    /// have the size of one.
     pub(super) fn release(&self, seq: u64) -> Result<usize, JournalError> {
         self.released.fetch_max(seq.min(self.position()), Ordering::AcqRel);
         if self.writer.lock().passed(seq).is_empty() {

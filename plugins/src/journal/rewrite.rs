@@ -65,6 +65,26 @@ impl Journal {
         shared.writer.lock().begin_next()
     }
 
+    /// As [`Self::rotate`], but only if the segment that is being written holds something that `edit` changes, or that is
+    /// no record. Else it stays, so that erasing often makes no small segments.
+    ///
+    /// # Errors
+    /// As [`Self::rotate`].
+    pub(crate) fn rotate_if_concerned(&self, edit: &Edit<'_>) -> Result<(), JournalError> {
+        let (dir, shared) = (self.folder(), &*self.inner.shared);
+        shared.write_out()?;
+        let current = shared.writer.lock().current();
+        let is_concerned = current.is_none_or(|(current, following)| {
+            let segment = Segment { dir, journal: Uuid::nil(), first_seq: current.first_seq, following };
+            // What cannot be read may be concerned: that is told once it is to be rewritten.
+            following > current.first_seq && segment.needs_change(edit, current.bytes, true).unwrap_or(true)
+        });
+        if is_concerned {
+            self.rotate()?;
+        }
+        Ok(())
+    }
+
     /// Replaces payloads in all segments but the one that is being written. One call at a time; appending and reading
     /// go on meanwhile. After an error it has been tried with every other segment all the same.
     pub(crate) fn rewrite_complete(&self, edit: &Edit<'_>) -> Result<Rewritten, JournalError> {
@@ -125,7 +145,7 @@ impl Shared {
     }
 }
 
-/// One segment that is complete.
+/// One segment, or what of it was written up to a moment.
 struct Segment<'a> {
     dir: &'a Path,
     journal: Uuid,
@@ -136,7 +156,8 @@ struct Segment<'a> {
 impl Segment<'_> {
     /// Makes a copy beside the segment, and brings it to disk; `None` if it would be the same.
     fn copy(&self, edit: &Edit<'_>) -> io::Result<Option<Rewritten>> {
-        if !self.needs_change(edit)? {
+        let file_bytes = fs::metadata(segment::path(self.dir, self.first_seq))?.len();
+        if !self.needs_change(edit, file_bytes, false)? {
             return Ok(None);
         }
         let path = copy_path(self.dir, self.first_seq);
@@ -180,21 +201,21 @@ impl Segment<'_> {
         Ok(rewritten)
     }
 
-    /// Whether there is a record to change, or something that is none.
-    fn needs_change(&self, edit: &Edit<'_>) -> io::Result<bool> {
-        let file_bytes = fs::metadata(segment::path(self.dir, self.first_seq))?.len();
+    /// Whether there is a record to change, or something that is none, in the first so many bytes. `growing`: others may
+    /// follow these.
+    fn needs_change(&self, edit: &Edit<'_>, bytes: u64, growing: bool) -> io::Result<bool> {
         let mut stream = SegmentStream::open(self.dir, self.first_seq)?;
         if stream.header().is_none() {
             return Ok(true);
         }
         let mut good_bytes = HEADER_BYTES as u64;
-        while let Some(head) = stream.next(self.following.saturating_sub(1), false)? {
+        while let Some(head) = stream.next(self.following.saturating_sub(1), growing)? {
             if begin_of(&stream, &head) != good_bytes || edited(&stream, &head, edit).is_some() {
                 return Ok(true);
             }
             good_bytes = stream.offset();
         }
-        Ok(good_bytes != file_bytes)
+        Ok(good_bytes != bytes)
     }
 }
 

@@ -276,6 +276,13 @@ impl Writer {
         Ok(())
     }
 
+    /// The segment that is being written, as large as it is now, and the number that its next record gets. `None`: it
+    /// may end in a torn record.
+    pub fn current(&self) -> Option<(Segment, u64)> {
+        let segment = Segment { first_seq: self.current_first_seq(), bytes: self.offset };
+        (!self.torn).then_some((segment, self.next_seq))
+    }
+
     /// Bytes until the segment has reached its size.
     pub fn room(&self) -> u64 {
         self.folder.segment_bytes.saturating_sub(self.offset)
@@ -357,13 +364,16 @@ impl Writer {
         complete.iter().fold(self.offset, |sum, segment| sum.saturating_add(segment.bytes))
     }
 
-    /// The oldest segments whose records all have numbers up to `seq`, the newest two excepted.
+    /// The oldest segments whose records all have numbers up to `seq`. What is kept for people are the newest ones
+    /// that together have the size of one, and two at least: segments that were ended early may be small.
     pub fn passed(&self, seq: u64) -> Vec<u64> {
         let next_seq = seq.saturating_add(1);
-        self.removable()
-            .take_while(|(_, following)| *following <= next_seq)
-            .map(|(segment, _)| segment.first_seq)
-            .collect()
+        let mut bytes = self.folder_bytes();
+        let passed = self.removable().take_while(|(segment, following)| {
+            bytes = bytes.saturating_sub(segment.bytes);
+            *following <= next_seq && bytes >= self.folder.segment_bytes
+        });
+        passed.map(|(segment, _)| segment.first_seq).collect()
     }
 
     /// The oldest segments without which the folder has at most `most_bytes`, the newest two excepted, each with the
@@ -563,6 +573,31 @@ mod tests {
         assert_eq!(append(&mut writer).unwrap(), 2);
         assert_eq!(first_seqs(&writer), [1, 2]);
         assert_holds(dir.path(), 2);
+    }
+
+    #[test]
+    fn of_what_everybody_has_passed_as_much_as_one_segment_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(dir.path());
+        // Ended long before they have their size.
+        for seq in 1..=6 {
+            assert_eq!(append(&mut writer).unwrap(), seq);
+            assert_eq!(writer.begin_next().unwrap(), seq + 1);
+        }
+        assert_eq!(append(&mut writer).unwrap(), 7);
+        let each = writer.folder_bytes() / 7;
+        for (segment_bytes, expected) in [
+            (8 * each, &[][..]),
+            (7 * each, &[]),
+            (6 * each, &[1]),
+            (5 * each + 1, &[1]),
+            (4 * each, &[1, 2, 3]),
+            (each, &[1, 2, 3, 4, 5]),
+        ] {
+            writer.folder.segment_bytes = segment_bytes;
+            assert_eq!(writer.passed(u64::MAX), expected, "segments of {segment_bytes} bytes, each has {each}");
+        }
+        assert_eq!(writer.passed(2), [1, 2]);
     }
 
     #[test]

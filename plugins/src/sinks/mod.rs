@@ -24,7 +24,7 @@ use rustls::ClientConfig;
 use serde_json::Value;
 
 pub use facts::tags;
-pub use settings::{Environment, Problem, SinkSettings, SinksSettings, read};
+pub use settings::{Environment, Problem, SinkSettings, SinksSettings, read, read_names};
 
 use crate::dispatcher::{Policy, Sink};
 

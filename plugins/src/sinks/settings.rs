@@ -41,12 +41,14 @@ pub struct SinksSettings {
     pub file: Option<FileSettings>,
     /// The sinks that the dispatcher serves. Names are unique.
     pub dispatched: Vec<SinkSettings>,
+    /// Names of sinks that the dispatcher serves, of which nothing else was read: only from [`read_names`].
+    pub only_named: Vec<String>,
 }
 
 impl Default for SinksSettings {
     /// Without any configuration: the file, as ever.
     fn default() -> Self {
-        Self { file: Some(FileSettings::default()), dispatched: Vec::new() }
+        Self { file: Some(FileSettings::default()), dispatched: Vec::new(), only_named: Vec::new() }
     }
 }
 
@@ -103,6 +105,20 @@ impl Problem {
 /// # Errors
 /// The first problem found.
 pub fn read(tree: &Value, environment: &Environment<'_>) -> Result<SinksSettings, Problem> {
+    read_all(tree, Some(environment))
+}
+
+/// Reads which sinks stand under `sinks:`, for who serves none of them: credentials are not looked for, since they need
+/// not be where somebody only looks. Of sinks that the dispatcher serves, names and types are judged, and nothing else.
+///
+/// # Errors
+/// The first problem found.
+pub fn read_names(tree: &Value) -> Result<SinksSettings, Problem> {
+    read_all(tree, None)
+}
+
+/// Without an environment, only what [`read_names`] says.
+fn read_all(tree: &Value, environment: Option<&Environment<'_>>) -> Result<SinksSettings, Problem> {
     const EXPECTED: &str = "a map from the name of a sink to its settings";
     let mut settings = SinksSettings::default();
     let Value::Object(entries) = tree else {
@@ -137,7 +153,12 @@ pub fn read(tree: &Value, environment: &Environment<'_>) -> Result<SinksSettings
         let Some(entries) = entries else {
             return Err(Problem::at(name, "found none, expected the sink's settings, or no such key"));
         };
-        settings.dispatched.push(read_sink(name, kind, entries, environment).map_err(at_name)?);
+        match environment {
+            Some(environment) => {
+                settings.dispatched.push(read_sink(name, kind, entries, environment).map_err(at_name)?);
+            }
+            None => settings.only_named.push(name.clone()),
+        }
     }
     Ok(settings)
 }
@@ -386,8 +407,10 @@ pub(super) fn secret<T: FromText>(
             let found = environment(&name).filter(|found| !found.expose().is_empty());
             let found = found.ok_or_else(|| format!("found no variable {name}, expected {} in it", T::EXPECTED));
             let value = found.and_then(|found| {
-                let refused = || format!("found a value in {name} that is not shown here, expected {}", T::EXPECTED);
-                T::from_text(found.expose()).ok_or_else(refused)
+                let text = found.expose();
+                let refused =
+                    || format!("found a value in {name} that is not shown here, expected {}", T::expected(text));
+                T::from_text(text).ok_or_else(refused)
             });
             value.map_err(|text| Problem::at(&key_env, text))
         }
@@ -540,6 +563,22 @@ mod tests {
             let problem = sinks(tree.clone()).unwrap_err();
             assert!(problem.starts_with(expected), "{tree}\n{problem}\n{expected}");
             assert!(!problem.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn who_serves_no_sink_needs_no_credential() {
+        let hook = json!({"type": "webhook", "url": "https://a.example", "secret_env": "NOT_THERE"});
+        let named = read_names(&json!({"file": "none", "hook": hook, "lunary": null, "redis": {}})).unwrap();
+        assert!(named.file.is_none() && named.dispatched.is_empty());
+        assert_eq!(named.only_named, ["hook", "lunary", "redis"]);
+        for (tree, expected) in [
+            (json!({"hook": {"type": "hook"}}), "hook: found the type \"hook\", expected one of "),
+            (json!({"Hook": hook}), "Hook: found \"Hook\", expected 1 to 32 lower-case letters"),
+            (json!({"file": {"keep": "many"}}), "file: keep: found \"many\", expected "),
+        ] {
+            let problem = read_names(&tree).unwrap_err().to_string();
+            assert!(problem.starts_with(expected), "{problem}");
         }
     }
 

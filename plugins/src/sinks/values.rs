@@ -29,6 +29,11 @@ pub(super) trait FromText: Sized {
     const IS_SECRET: bool = false;
 
     fn from_text(text: &str) -> Option<Self>;
+
+    /// What is expected in place of this text, where that can be said more exactly than by [`Self::EXPECTED`].
+    fn expected(_text: &str) -> &'static str {
+        Self::EXPECTED
+    }
 }
 
 /// A value read from a text, in a struct that serde fills.
@@ -52,9 +57,9 @@ pub(super) fn judge<T: FromText>(found: &Value) -> Result<T, String> {
     match (text.as_deref().and_then(T::from_text), text) {
         (Some(value), _) => Ok(value),
         (None, Some(text)) if T::IS_SECRET && !text.is_empty() => {
-            Err(format!("found a value that is not shown here, expected {}", T::EXPECTED))
+            Err(format!("found a value that is not shown here, expected {}", T::expected(&text)))
         }
-        (None, Some(text)) => Err(format!("found {}, expected {}", quoted(&text), T::EXPECTED)),
+        (None, Some(text)) => Err(format!("found {}, expected {}", quoted(&text), T::expected(&text))),
         (None, None) => Err(format!("found {}, expected {}", described(found), T::EXPECTED)),
     }
 }

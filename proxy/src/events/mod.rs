@@ -27,7 +27,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use llm_proxy_core::secret::Secret;
 
 use crate::cli::GLOBAL;
-use crate::settings::{Loaded, Settings};
+use crate::settings::{Loaded, Purpose, Settings};
 
 const EXAMPLES: &str = "\
 All of it works on the files in DATA_DIR, on the machine where they are, while the server runs or not. Sinks are those \
@@ -143,8 +143,8 @@ enum Output {
     Json,
 }
 
-/// Reads the settings, given flags that outrank the other layers.
-pub type Load = fn(Vec<(&'static str, Secret)>) -> anyhow::Result<Loaded>;
+/// Reads the settings for a purpose, given flags that outrank the other layers.
+pub type Load = fn(Purpose, Vec<(&'static str, Secret)>) -> anyhow::Result<Loaded>;
 
 /// Does what was asked, and writes the answer to `out`.
 ///
@@ -154,13 +154,13 @@ pub fn run(command: EventsCommand, load: Load, out: &mut dyn Write) -> anyhow::R
     let EventsCommand { data_dir, config, action } = command;
     let given = [("DATA_DIR", data_dir), ("CONFIG", config)];
     let flags: Vec<_> = given.into_iter().filter_map(|(name, value)| Some((name, Secret::new(value?)))).collect();
-    let settings = || -> anyhow::Result<Settings> { Ok(load(flags)?.settings) };
+    let settings = |purpose| -> anyhow::Result<Settings> { Ok(load(purpose, flags)?.settings) };
     let done = match action {
-        Action::Tail(args) => tail::run(&args, &settings()?.data_dir, out).map(|()| ExitCode::SUCCESS),
-        Action::Show(args) => show::run(&args, &settings()?.data_dir, out).map(|()| ExitCode::SUCCESS),
-        Action::Stats(args) => stats::run(&args, &settings()?, out).map(|()| ExitCode::SUCCESS),
-        Action::Replay(args) => replay::run(&args, &settings()?, out).map(|()| ExitCode::SUCCESS),
-        Action::Redrive(args) => redrive::run(&args, &settings()?, out),
+        Action::Tail(args) => tail::run(&args, &settings(Purpose::Look)?.data_dir, out).map(|()| ExitCode::SUCCESS),
+        Action::Show(args) => show::run(&args, &settings(Purpose::Look)?.data_dir, out).map(|()| ExitCode::SUCCESS),
+        Action::Stats(args) => stats::run(&args, &settings(Purpose::Look)?, out).map(|()| ExitCode::SUCCESS),
+        Action::Replay(args) => replay::run(&args, &settings(Purpose::Serve)?, out).map(|()| ExitCode::SUCCESS),
+        Action::Redrive(args) => redrive::run(&args, &settings(Purpose::Serve)?, out),
         // Its files may be anywhere: it needs no settings, and no mistake in them holds it up.
         Action::Dedupe(args) => dedupe::run(&args, out).map(|()| ExitCode::SUCCESS),
     };

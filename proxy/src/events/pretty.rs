@@ -3,6 +3,8 @@
 //! It works on the text, because a parsed number is not the one that was written: what the provider said of its usage
 //! is in a record digit for digit, and shall be shown so.
 
+use crate::words::steers;
+
 /// Blanks for each level.
 const INDENT: usize = 2;
 
@@ -50,9 +52,10 @@ pub(super) fn for_terminal(json: &str) -> String {
     shown
 }
 
-/// A terminal takes control characters for orders. Within a JSON text they stand in strings, where they may be escaped.
+/// A terminal takes control characters for orders, and turns text around at others. Within a JSON text they stand in
+/// strings, where they may be escaped.
 fn push_safely(shown: &mut String, letter: char) {
-    if letter.is_control() {
+    if steers(letter) {
         shown.push_str(&format!("\\u{:04x}", u32::from(letter)));
     } else {
         shown.push(letter);

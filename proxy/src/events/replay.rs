@@ -67,8 +67,9 @@ struct Count {
 
 pub(super) fn run(args: &ReplayArgs, settings: &Settings, out: &mut dyn Write) -> Result<()> {
     let sink = sending::find(&settings.sinks, &args.sink)?;
+    let range = Range::new(Some(args.since), args.until)?;
     let log = Log::open(&settings.data_dir)?;
-    let chosen = Chosen { range: Range::new(Some(args.since), args.until), selection: &args.selection, sink };
+    let chosen = Chosen { range, selection: &args.selection, sink };
     // What is recorded from now on, the sink gets anyway.
     let last = log.position();
     let count = count(&log, last, &chosen)?;

@@ -42,11 +42,16 @@ pub(super) fn block_on<T>(sending: impl Future<Output = T>) -> Result<T> {
 
 /// Shows one step.
 pub(super) fn show(progress: &mut Progress, step: &Step<'_>) {
-    let note = match (step.health, step.reason) {
-        (Health::Delivering, _) | (_, None) => words(step.sent),
-        (health, Some(reason)) => format!("{}, {}: {}", words(step.sent), health.name(), printable(reason)),
+    progress.show(settled(step.sent), &note(step));
+}
+
+fn note(step: &Step<'_>) -> String {
+    let trouble = match (step.health, step.reason) {
+        (Health::Delivering, _) | (_, None) => String::new(),
+        (health, Some(reason)) => format!("{}: {}", health.name(), printable(reason)),
     };
-    progress.show(settled(step.sent), &note);
+    let parts = [words(step.sent), trouble];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
 /// The last word: in the log, and as an error where the rest was not sent.
@@ -94,5 +99,19 @@ mod tests {
         assert_eq!(words(&sent), "3 delivered, 2 were there already");
         assert_eq!((settled(&sent), words(&Sent::default())), (5, String::new()));
         assert_eq!((events(1), events(2)), ("1 event".to_owned(), "2 events".to_owned()));
+    }
+
+    #[test]
+    fn a_step_is_told_without_empty_words() {
+        let some = Sent { delivered: 3, ..Sent::default() };
+        for (sent, health, reason, expected) in [
+            (&Sent::default(), Health::Down, Some("HTTP 503"), "down: HTTP 503"),
+            (&some, Health::Retrying, Some("HTTP 503"), "3 delivered, retrying: HTTP 503"),
+            (&some, Health::Delivering, None, "3 delivered"),
+            (&Sent::default(), Health::Delivering, None, ""),
+        ] {
+            let step = Step { sent, waiting: 0, arrived: &[], dead: &[], health, reason };
+            assert_eq!(note(&step), expected);
+        }
     }
 }

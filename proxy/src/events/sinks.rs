@@ -48,7 +48,8 @@ pub(super) fn states(data_dir: &Path, settings: &SinksSettings, journal: &str) -
         });
     }
     let cursors: BTreeMap<String, u64> = saved_cursors(data_dir, journal).with_context(at)?.into_iter().collect();
-    let configured: BTreeSet<String> = settings.dispatched.iter().map(|sink| sink.name.clone()).collect();
+    let dispatched = settings.dispatched.iter().map(|sink| &sink.name);
+    let configured: BTreeSet<String> = dispatched.chain(&settings.only_named).cloned().collect();
     let left_behind: Vec<&String> = cursors.keys().filter(|name| !configured.contains(*name)).collect();
     for name in configured.iter().chain(left_behind) {
         states.push(SinkState {
@@ -143,6 +144,11 @@ mod tests {
         drop(lock);
         assert_eq!(states(dir.path(), &settings, "j").unwrap()[1].served_by, None);
         ConsumerLock::take(&folder, "old").unwrap();
+
+        let named = SinksSettings { only_named: vec!["new".to_owned(), "old".to_owned()], ..settings };
+        let states = states(dir.path(), &named, "j").unwrap();
+        let told: Vec<_> = states.iter().map(|state| (state.name.as_str(), state.is_configured)).collect();
+        assert_eq!(told, [(FILE, true), ("new", true), ("old", true)]);
     }
 
     #[test]
@@ -151,7 +157,7 @@ mod tests {
         let tree = serde_json::json!({"lunary": {"api_key": "0d0c5a0e-6a58-4d0b-9d59-1f6f0f6f7b11"}});
         let both = llm_proxy_plugins::sinks::read(&tree, &|_| None).unwrap();
         let lunary = SinksSettings { file: None, ..both.clone() };
-        let neither = SinksSettings { file: None, dispatched: Vec::new() };
+        let neither = SinksSettings { dispatched: Vec::new(), ..lunary.clone() };
         let passed = |settings: &SinksSettings| passed(dir.path(), settings, "j").unwrap();
         assert_eq!((passed(&both), passed(&lunary), passed(&neither)), (0, 0, u64::MAX));
         let folder = dir.path().join(FOLDER);

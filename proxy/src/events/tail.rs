@@ -86,8 +86,8 @@ impl View<'_> {
 }
 
 pub(super) fn run(args: &TailArgs, data_dir: &Path, out: &mut dyn Write) -> Result<()> {
+    let range = Range::new(args.since, args.until)?;
     let log = Log::open(data_dir)?;
-    let range = Range::new(args.since, args.until);
     let view = View {
         selection: &args.selection,
         range,

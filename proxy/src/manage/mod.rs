@@ -25,6 +25,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use self::client::Server;
 use self::request::Request;
 use crate::cli::GLOBAL;
+use crate::words::one_line;
 
 pub use self::credential::Defaults;
 
@@ -146,7 +147,7 @@ pub async fn run(command: ManageCommand, defaults: Defaults, out: &mut (dyn Writ
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
-            eprintln!("llm-proxy manage: {error:#}");
+            eprintln!("llm-proxy manage: {}", one_line(&error));
             Ok(ExitCode::FAILURE)
         }
     }

@@ -1,5 +1,7 @@
 //! Aligned columns of text.
 
+use crate::words::steers;
+
 /// Gap between two columns, in blanks.
 const GAP: usize = 2;
 
@@ -37,7 +39,7 @@ pub(crate) fn fields(rows: &[(&str, String)]) -> String {
 
 /// The text without what could steer a terminal.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+    text.chars().map(|character| if steers(character) { ' ' } else { character }).collect()
 }
 
 fn width(text: &str) -> usize {
@@ -59,5 +61,6 @@ mod tests {
     #[test]
     fn nothing_steers_the_terminal() {
         assert_eq!(printable("a\u{1b}[31mb\n"), "a [31mb ");
+        assert_eq!(printable("a\u{202e}b\u{2066}c\u{200f}"), "a b c ");
     }
 }

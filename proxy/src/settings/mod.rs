@@ -256,6 +256,16 @@ impl LogFormat {
     }
 }
 
+/// What settings are read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// All of it: traffic, events, or a sink.
+    Serve,
+    /// To find what another process keeps or serves. Of sinks that the dispatcher serves only the names are read: their
+    /// credentials need not be at hand where somebody looks.
+    Look,
+}
+
 /// Settings, and what should be said about them once there is a log.
 #[derive(Clone, Debug)]
 pub struct Loaded {
@@ -266,7 +276,7 @@ pub struct Loaded {
 }
 
 impl Settings {
-    /// Reads and judges all layers: flag > environment > `.env` > YAML file > default.
+    /// Reads and judges all layers, to [serve](Purpose::Serve): flag > environment > `.env` > YAML file > default.
     ///
     /// `flags` are the given ones by the name of their setting ([`NAMES`]). `.env` and `llm-proxy.yaml` are looked for
     /// in `working_dir`, relative paths start there. An empty variable counts as unset, except for a secret, where it
@@ -281,10 +291,34 @@ impl Settings {
     ) -> Result<Loaded, SettingsError> {
         load_with(flags, environment, working_dir, |path| std::fs::read_to_string(path))
     }
+
+    /// [`Settings::load`] for a purpose.
+    ///
+    /// # Errors
+    /// Those of [`Settings::load`].
+    pub fn load_for(
+        purpose: Purpose,
+        flags: Vec<(&'static str, Secret)>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        working_dir: &Path,
+    ) -> Result<Loaded, SettingsError> {
+        load_for_with(purpose, flags, environment, working_dir, |path| std::fs::read_to_string(path))
+    }
 }
 
 /// [`Settings::load`] with the file system as an argument.
 pub(crate) fn load_with(
+    flags: Vec<(&'static str, Secret)>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+    working_dir: &Path,
+    read: impl Fn(&Path) -> io::Result<String>,
+) -> Result<Loaded, SettingsError> {
+    load_for_with(Purpose::Serve, flags, environment, working_dir, read)
+}
+
+/// [`Settings::load_for`] with the file system as an argument.
+fn load_for_with(
+    purpose: Purpose,
     flags: Vec<(&'static str, Secret)>,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     working_dir: &Path,
@@ -299,7 +333,7 @@ pub(crate) fn load_with(
     layers.add_flags(flags);
 
     let file = config_file(&layers, working_dir, read)?;
-    let settings = judge(&layers, file.as_ref(), working_dir)?;
+    let settings = judge(purpose, &layers, file.as_ref(), working_dir)?;
     warnings.extend(without_effect(&settings));
     warnings.extend(guessable(&settings));
     Ok(Loaded { settings, warnings })
@@ -336,7 +370,12 @@ fn if_present(read: io::Result<String>, place: &Place) -> Result<Option<String>,
     }
 }
 
-fn judge(layers: &Layers, file: Option<&Node>, working_dir: &Path) -> Result<Settings, SettingsError> {
+fn judge(
+    purpose: Purpose,
+    layers: &Layers,
+    file: Option<&Node>,
+    working_dir: &Path,
+) -> Result<Settings, SettingsError> {
     let known: Vec<String> = NAMES.iter().skip(1).map(|name| name.to_ascii_lowercase()).collect();
     let known: Vec<&str> = known.iter().map(String::as_str).chain(["apis", sinks::KEY]).collect();
     let fields = match file {
@@ -375,7 +414,10 @@ fn judge(layers: &Layers, file: Option<&Node>, working_dir: &Path) -> Result<Set
         None => apis::defaults(max_held_bytes_total),
     };
     let sinks = match file.and_then(|fields| fields.get(sinks::KEY)) {
-        Some(node) => sinks::read(node, |name| layers.variable(name))?,
+        Some(node) => match purpose {
+            Purpose::Serve => sinks::read(node, |name| layers.variable(name))?,
+            Purpose::Look => sinks::read_names(node)?,
+        },
         None => SinksSettings::default(),
     };
     let default_api = default_api(layers.choose("DEFAULT_API", &rules::API_NAME, file)?, &apis)?;

@@ -18,6 +18,11 @@ pub(super) fn read(node: &Node, variable: impl Fn(&str) -> Option<Secret>) -> Re
     sinks::read(&tree(node), &variable).map_err(|problem| placed(node, &problem))
 }
 
+/// The same for who serves none of the sinks: which there are, without their credentials.
+pub(super) fn read_names(node: &Node) -> Result<SinksSettings, SettingsError> {
+    sinks::read_names(&tree(node)).map_err(|problem| placed(node, &problem))
+}
+
 /// Single values stay the texts that they are written as: which of them are numbers, the sinks know.
 fn tree(node: &Node) -> Value {
     match &node.content {

@@ -57,6 +57,22 @@ fn told() -> Told {
     Told::default()
 }
 
+#[test]
+fn who_only_looks_needs_no_credential_of_a_sink() {
+    let text = "data_dir: /d\nsinks:\n  hook: {type: webhook, url: 'https://a.example', secret_env: HOOK_SECRET}\n";
+    let load = |purpose| {
+        let read = |path: &Path| {
+            let is_asked_for = path.ends_with(DEFAULT_CONFIG);
+            is_asked_for.then(|| text.to_owned()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        };
+        load_for_with(purpose, Vec::new(), Vec::new(), Path::new("/srv"), read)
+    };
+    let error = load(Purpose::Serve).unwrap_err().to_string();
+    assert!(error.contains("sinks.hook.secret_env: found no variable HOOK_SECRET"), "{error}");
+    let settings = load(Purpose::Look).unwrap().settings;
+    assert_eq!((settings.data_dir.as_path(), settings.sinks.only_named), (Path::new("/d"), vec!["hook".to_owned()]));
+}
+
 /// Each setting with four values, and how it reads back.
 type Row = (&'static str, [&'static str; 4], fn(&Settings) -> String);
 

@@ -228,14 +228,15 @@ mod tests {
             "events-20261119T000000Z.jsonl.gz",
             "events-20261120T000000Z.jsonl",
             "events-20261121T000000Z.jsonl.zst",
+            "events-20261121T000000Z_01.jsonl.zst",
             "events.jsonl",
         ] {
             fs::write(dir.path().join(name), "").unwrap();
         }
         tidy(&path, Compression::None, None, &GO_ON).unwrap();
-        assert_eq!(names(dir.path()).len(), 4);
+        assert_eq!(names(dir.path()).len(), 5);
         tidy(&path, Compression::None, Some(1), &GO_ON).unwrap();
-        assert_eq!(names(dir.path()), ["events-20261121T000000Z.jsonl.zst", "events.jsonl"]);
+        assert_eq!(names(dir.path()), ["events-20261121T000000Z_01.jsonl.zst", "events.jsonl"]);
     }
 
     #[test]

@@ -65,11 +65,25 @@ pub(super) struct Delivery {
     already_written: HashSet<String>,
     lines: Vec<u8>,
     line_events: u64,
+    /// When the first of them was recorded, in microseconds since the Unix epoch.
+    lines_us: i64,
+    /// Read, and for the next file.
+    held: Option<Held>,
+    /// When the record that was read last was recorded; 0 once the journal had no more.
+    read_us: i64,
     delivered: u64,
     undecodable: u64,
     /// Records that earlier readers found damaged.
     skipped_before: u64,
     failed_rotations: u64,
+}
+
+/// A line for which the file has no room.
+struct Held {
+    line: Vec<u8>,
+    /// The record before its own.
+    after_seq: u64,
+    time_us: i64,
 }
 
 impl Delivery {
@@ -129,6 +143,9 @@ impl Delivery {
             already_written: found.ids,
             lines: Vec::new(),
             line_events: 0,
+            lines_us: 0,
+            held: None,
+            read_us: 0,
             delivered: 0,
             undecodable: 0,
             skipped_before: 0,
@@ -172,14 +189,27 @@ impl Delivery {
         Ok(Step { events, caught_up, rotated })
     }
 
-    /// Fills the batch from the journal. True if that has no more now.
+    /// Fills the batch from the journal, with no more than the file has room for, and one event at least. True if the
+    /// journal has no more now.
     fn gather(&mut self) -> Result<bool, FileSinkError> {
-        while self.line_events < MAX_BATCH_EVENTS && self.lines.len() < MAX_BATCH_BYTES {
+        let most_bytes = self.room();
+        if let Some(held) = self.held.take_if(|_| self.lines.is_empty()) {
+            self.lines = held.line;
+            self.line_events = 1;
+            self.lines_us = held.time_us;
+        }
+        if self.held.is_some() {
+            return Ok(false);
+        }
+        let enough_bytes = most_bytes.min(MAX_BATCH_BYTES);
+        while self.line_events < MAX_BATCH_EVENTS && (self.lines.is_empty() || self.lines.len() < enough_bytes) {
             let Some(record) = self.reader.next_ref()? else {
                 // Whatever else the file holds is no longer in the journal.
                 self.already_written.clear();
+                self.read_us = 0;
                 return Ok(true);
             };
+            self.read_us = record.time_us;
             if record.kind == Kind::Begin {
                 continue;
             }
@@ -188,12 +218,36 @@ impl Delivery {
                 continue;
             };
             if self.already_written.is_empty() || !self.already_written.remove(&exchange.id) {
+                let before = self.lines.len();
                 event::append_json_line(&exchange, &mut self.lines);
                 self.lines.push(b'\n');
+                if before > 0 && self.lines.len() > most_bytes {
+                    let (after_seq, time_us) = (record.seq.saturating_sub(1), record.time_us);
+                    self.held = Some(Held { line: self.lines.split_off(before), after_seq, time_us });
+                    return Ok(false);
+                }
+                if before == 0 {
+                    self.lines_us = record.time_us;
+                }
                 self.line_events = self.line_events.saturating_add(1);
             }
         }
         Ok(false)
+    }
+
+    /// Bytes until the file is to be left, as far as it can be.
+    fn room(&self) -> usize {
+        let can_be_left = self.already_written.is_empty() && !self.is_barred();
+        let most_bytes = self.rotation.bytes.filter(|_| can_be_left);
+        // What is held goes to the next file, and with it what follows.
+        let used = if self.held.is_some() { 0 } else { self.length };
+        let room = most_bytes.map(|most_bytes| most_bytes.saturating_sub(used));
+        room.and_then(|room| usize::try_from(room).ok()).unwrap_or(usize::MAX)
+    }
+
+    /// Whether a rotation has failed a moment ago.
+    fn is_barred(&self) -> bool {
+        self.no_rotation_before.is_some_and(|not_before| Instant::now() < not_before)
     }
 
     /// Begins a new file if the one that is open is no longer the one at the path: somebody has moved it away.
@@ -224,9 +278,8 @@ impl Delivery {
 
     /// Moves the file away once it is due. That it cannot be is no reason to hold back events.
     fn rotate_if_due(&mut self, now: SystemTime) -> Result<bool, FileSinkError> {
-        let is_barred = self.no_rotation_before.is_some_and(|not_before| Instant::now() < not_before);
         let more = self.lines.len() as u64;
-        if is_barred || self.torn || !self.rotation.is_due(self.length, more, self.begun, now) {
+        if self.is_barred() || self.torn || !self.rotation.is_due(self.length, more, self.begun, now) {
             return Ok(false);
         }
         match self.rotate(now) {
@@ -248,10 +301,13 @@ impl Delivery {
     fn rotate(&mut self, now: SystemTime) -> Result<(), FileSinkError> {
         // The journal keeps what the cursor has not passed, so nothing of this file may be unknown to it.
         self.checkpoint()?;
-        let name = rotation::names(&self.path, now).find(|name| is_free(name));
+        // The one after the last that is taken: one before it could be free again, and would tell a wrong order.
+        let names: Vec<_> = rotation::names(&self.path, now).collect();
+        let next = names.iter().rposition(|name| !is_free(name)).map_or(0, |last_taken| last_taken.saturating_add(1));
+        let name = names.get(next);
         let taken = || FileSinkError::at("rename", &self.path)(io::ErrorKind::AlreadyExists.into());
         let name = name.ok_or_else(taken)?;
-        fs::rename(&self.path, &name).map_err(FileSinkError::at("rename", &self.path))?;
+        fs::rename(&self.path, name).map_err(FileSinkError::at("rename", &self.path))?;
         cursor::sync_folder_of(&self.path).map_err(FileSinkError::at("sync", &self.path))?;
         self.follow_path(now)
     }
@@ -265,6 +321,8 @@ impl Delivery {
         self.follow_path(now)?;
         self.write()?;
         self.skipped_before = self.skipped_before.saturating_add(self.reader.skipped());
+        // Read again, as it is on disk now.
+        self.held = None;
         self.reader = self.feed.reader(self.written_seq);
         Ok(true)
     }
@@ -303,7 +361,7 @@ impl Delivery {
             self.lines.clear();
             self.line_events = 0;
         }
-        self.written_seq = self.reader.last_seq();
+        self.written_seq = self.held.as_ref().map_or_else(|| self.reader.last_seq(), |held| held.after_seq);
         Ok(())
     }
 
@@ -335,6 +393,12 @@ impl Delivery {
         let journal = self.feed.id().to_owned();
         let cursor = Cursor { journal, seq, length, inode: self.inode, begun };
         cursor.save(&self.cursor_path).map_err(FileSinkError::at("write", &self.cursor_path))
+    }
+
+    /// When the oldest event that was read and is not in the file was recorded, in microseconds since the Unix epoch.
+    /// Where none is, but the journal has more, about when the next one was; else 0.
+    pub fn oldest_us(&self) -> i64 {
+        if self.lines.is_empty() { self.read_us } else { self.lines_us }
     }
 
     /// Events written.
@@ -711,6 +775,77 @@ mod tests {
         finish(&mut delivery);
         assert_eq!(bench.written_anywhere(), (0..40).collect::<Vec<_>>());
         assert!(bench.files().len() > 5);
+    }
+
+    #[test]
+    fn no_file_outgrows_its_bound_however_much_waits_in_the_journal() {
+        let mut bench = Bench::new();
+        bench.append(0..1);
+        finish(&mut bench.open());
+        let line_bytes = fs::metadata(bench.events()).unwrap().len();
+        fs::remove_file(bench.events()).unwrap();
+        fs::remove_file(bench.dir.path().join("events.cursor")).unwrap();
+        for (most_bytes, most_lines) in [(line_bytes * 7 + line_bytes / 2, 7), (line_bytes / 2, 1)] {
+            bench.rotation = Rotation { bytes: Some(most_bytes), age: None };
+            let (mut delivery, mut now) = (bench.open(), SystemTime::now());
+            bench.append(1..40);
+            while !delivery.step(now).unwrap().caught_up {
+                // Names are by the second.
+                now += Duration::from_secs(1);
+            }
+            drop(delivery);
+            let files = bench.files();
+            assert!(files.iter().all(|path| ids(path).len() <= most_lines), "{most_bytes} bytes");
+            assert_eq!(bench.written_anywhere(), (0..40).collect::<Vec<_>>());
+            assert!(files.len() <= 2 * 40_usize.div_ceil(most_lines));
+            bench = Bench::new();
+            bench.append(0..1);
+        }
+    }
+
+    #[test]
+    fn what_is_held_for_the_next_file_outlives_a_wish_and_a_crash() {
+        for is_killed in [false, true] {
+            let mut bench = Bench::new();
+            bench.append(0..1);
+            let mut first = bench.open();
+            finish(&mut first);
+            first.checkpoint().unwrap();
+            drop(first);
+            let line_bytes = fs::metadata(bench.events()).unwrap().len();
+            bench.rotation = Rotation { bytes: Some(line_bytes * 4), age: None };
+            let mut delivery = bench.open();
+            bench.append(1..30);
+            while delivery.held.is_none() {
+                delivery.step(SystemTime::now()).unwrap();
+            }
+            assert!(delivery.written_seq() < bench.journal.position() && delivery.oldest_us() == 2);
+            if is_killed {
+                delivery.checkpoint().unwrap();
+                drop(delivery);
+                delivery = bench.open();
+            } else {
+                assert!(delivery.renew(SystemTime::now()).unwrap());
+            }
+            finish(&mut delivery);
+            assert_eq!((delivery.written_seq(), delivery.oldest_us()), (bench.journal.position(), 0));
+            assert_eq!(bench.written_anywhere(), (0..30).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_name_that_has_become_free_again_is_not_given_to_a_newer_file() {
+        let mut bench = Bench::new();
+        bench.rotation = Rotation { bytes: Some(1), age: None };
+        let (mut delivery, now) = (bench.open(), SystemTime::now());
+        bench.append(0..3);
+        while !delivery.step(now).unwrap().caught_up {}
+        let in_order = || bench.files().iter().flat_map(|path| ids(path)).collect::<Vec<_>>();
+        assert_eq!(in_order(), [0, 1, 2]);
+        fs::remove_file(&bench.files()[0]).unwrap();
+        bench.append(3..4);
+        while !delivery.step(now).unwrap().caught_up {}
+        assert_eq!(in_order(), [1, 2, 3]);
     }
 
     #[test]

@@ -173,6 +173,7 @@ mod tests {
         let path = Path::new("/data/events.jsonl");
         for (name, expected) in [
             ("events-20261121T162233Z.jsonl", true),
+            ("events-20261121T162233Z_01.jsonl.gz", true),
             ("events-20261121T162233Z-01.jsonl.gz", true),
             ("events-20261121T162233Z.jsonl.zst", true),
             ("events.jsonl.1", true),

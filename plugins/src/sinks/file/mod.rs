@@ -22,7 +22,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -195,6 +195,8 @@ pub struct Stats {
     pub delivered: u64,
     /// Records of the journal that the sink has not come to yet.
     pub pending: u64,
+    /// Age of the oldest event that is not written; zero where none waits.
+    pub lag: Duration,
     /// Steps that failed and were tried again, and rotations that failed.
     pub errors: u64,
     /// Records of the journal that were damaged or held no event.
@@ -234,7 +236,9 @@ struct Progress {
     unreadable: AtomicU64,
     written_seq: AtomicU64,
     saved_seq: AtomicU64,
-    is_failing: AtomicBool,
+    oldest_us: AtomicI64,
+    /// Why the last step failed, if it did.
+    last_error: Mutex<Option<String>>,
     /// Set once the sink is to end: when it gives up on what is left.
     deadline: Mutex<Option<Instant>>,
     leaving: Leaving,
@@ -313,14 +317,24 @@ impl Books {
     /// Figures for metrics and health.
     pub fn stats(&self) -> Stats {
         let read = |figure: &AtomicU64| figure.load(Ordering::Acquire);
+        let pending = self.feed.position().saturating_sub(read(&self.progress.written_seq));
+        let oldest_us = u64::try_from(self.progress.oldest_us.load(Ordering::Acquire)).unwrap_or(0);
+        let since = |us| SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(us))?.elapsed().ok();
         Stats {
             delivered: read(&self.progress.delivered),
-            pending: self.feed.position().saturating_sub(read(&self.progress.written_seq)),
+            pending,
+            // A clock that was set back gives no lag rather than a wrong one.
+            lag: if pending == 0 || oldest_us == 0 { Duration::ZERO } else { since(oldest_us).unwrap_or_default() },
             errors: read(&self.progress.errors).saturating_add(read(&self.progress.failed_rotations)),
             unreadable: read(&self.progress.unreadable),
-            is_failing: self.progress.is_failing.load(Ordering::Acquire),
+            is_failing: self.progress.last_error.lock().is_some(),
             has_ended: self.progress.leaving.has_ended(),
         }
+    }
+
+    /// Why the last step failed, until one works.
+    pub fn last_error(&self) -> Option<String> {
+        self.progress.last_error.lock().clone()
     }
 }
 
@@ -335,6 +349,7 @@ impl Progress {
         self.delivered.store(delivery.delivered(), Ordering::Release);
         self.written_seq.store(delivery.written_seq(), Ordering::Release);
         self.saved_seq.store(delivery.saved_seq(), Ordering::Release);
+        self.oldest_us.store(delivery.oldest_us(), Ordering::Release);
         self.unreadable.store(delivery.unreadable(), Ordering::Release);
         self.failed_rotations.store(delivery.failed_rotations(), Ordering::Release);
     }
@@ -366,7 +381,7 @@ fn run(mut delivery: Delivery, progress: &Progress, archivist: Option<&Archivist
             if step.caught_up && deadline.is_some() { delivery.checkpoint().map(|()| step) } else { Ok(step) }
         });
         progress.note(&delivery);
-        progress.is_failing.store(stepped.is_err(), Ordering::Release);
+        *progress.last_error.lock() = stepped.as_ref().err().map(ToString::to_string);
         match stepped {
             Ok(step) => {
                 retry_after = FIRST_RETRY;

@@ -29,7 +29,8 @@ impl Rotation {
 }
 
 /// Names for the file at `path` once it is moved away at `now`, the best one first: `events.jsonl` becomes
-/// `events-20261121T162233Z.jsonl`. They sort like the times.
+/// `events-20261121T162233Z.jsonl`, and where that is taken `events-20261121T162233Z_01.jsonl`. Bytewise they sort like
+/// the times, as `_` comes after `.`, compressed or not.
 pub(super) fn names(path: &Path, now: SystemTime) -> impl Iterator<Item = PathBuf> {
     let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let at = i64::try_from(seconds).ok().and_then(|seconds| UtcDateTime::from_unix_timestamp(seconds).ok());
@@ -40,7 +41,7 @@ pub(super) fn names(path: &Path, now: SystemTime) -> impl Iterator<Item = PathBu
     let (stem, extension) = parts(path);
     let folder = super::cursor::folder_of(path).to_owned();
     (0..MOST_NAMES).map(move |number| {
-        let number = if number == 0 { String::new() } else { format!("-{number:02}") };
+        let number = if number == 0 { String::new() } else { format!("_{number:02}") };
         folder.join(format!("{stem}-{stamp}{number}{extension}"))
     })
 }
@@ -65,7 +66,8 @@ fn stamp_of<'a>(path: &Path, name: &'a str) -> Option<&'a str> {
         _ => byte.is_ascii_digit(),
     });
     let is_number = |number: &str| number.bytes().all(|byte| byte.is_ascii_digit());
-    let rest = match rest.strip_prefix('-').and_then(|rest| rest.split_at_checked(2)) {
+    // `-`: as earlier versions called them.
+    let rest = match rest.strip_prefix(['_', '-']).and_then(|rest| rest.split_at_checked(2)) {
         Some((number, rest)) if is_number(number) => rest,
         _ => rest,
     };
@@ -107,11 +109,16 @@ mod tests {
         let path = Path::new("/data/events.jsonl");
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_278_153);
         let names: Vec<_> = names(path, now).map(|name| name.display().to_string()).collect();
-        assert_eq!(names[..2], ["/data/events-20261121T162233Z.jsonl", "/data/events-20261121T162233Z-01.jsonl"]);
+        assert_eq!(names[..2], ["/data/events-20261121T162233Z.jsonl", "/data/events-20261121T162233Z_01.jsonl"]);
+        let packed = names.iter().flat_map(|name| [name.clone(), format!("{name}.gz")]);
+        assert!(packed.is_sorted(), "in bytewise order");
         for (name, moved, archive) in [
             ("events-20261121T162233Z.jsonl", true, true),
+            ("events-20261121T162233Z_07.jsonl", true, true),
             ("events-20261121T162233Z-07.jsonl", true, true),
+            ("events-20261121T162233Z+07.jsonl", false, false),
             ("events-20261121T162233Z.jsonl.gz", false, true),
+            ("events-20261121T162233Z_07.jsonl.zst", false, true),
             ("events-20261121T162233Z-07.jsonl.zst", false, true),
             ("events-20261121T162233Z.jsonl.zst.tmp", false, false),
             ("events.jsonl", false, false),

@@ -64,14 +64,14 @@ pub(super) struct Host {
 
 /// The text is no URL of Redis. It may hold a password, so it is not repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("found a value that is not shown here, expected {}", RedisUrl::EXPECTED)]
-pub struct InvalidRedisUrl;
+#[error("found a value that is not shown here, expected {0}")]
+pub struct InvalidRedisUrl(&'static str);
 
 impl FromStr for RedisUrl {
     type Err = InvalidRedisUrl;
 
     fn from_str(text: &str) -> Result<Self, InvalidRedisUrl> {
-        Self::from_text(text).ok_or(InvalidRedisUrl)
+        Self::from_text(text).ok_or_else(|| InvalidRedisUrl(Self::expected(text)))
     }
 }
 
@@ -116,6 +116,25 @@ impl FromText for RedisUrl {
         };
         fits.then_some(Self { shape, tls, hosts, login: Login { user, password, db } })
     }
+
+    fn expected(text: &str) -> &'static str {
+        if names_no_service(text) {
+            "a service name behind the Sentinels, as in redis+sentinel://host-1:26379,host-2:26379/service"
+        } else {
+            Self::EXPECTED
+        }
+    }
+}
+
+/// Whether Sentinels are told, and not of which service.
+fn names_no_service(text: &str) -> bool {
+    let rest = ["redis+sentinel://", "rediss+sentinel://"].into_iter().find_map(|scheme| text.strip_prefix(scheme));
+    let place = rest.map(|rest| rest.split_once('?').map_or(rest, |(place, _)| place));
+    // Behind hosts only: without any, the whole URL is to be told.
+    place.is_some_and(|place| match place.split_once('/') {
+        Some((hosts, path)) => !hosts.is_empty() && (path.is_empty() || path.starts_with('/')),
+        None => !place.is_empty(),
+    })
 }
 
 /// User and password. A user alone is refused: it would be taken for one that logs in, and does not.
@@ -276,8 +295,8 @@ mod tests {
             "redis://:%ff@a",
             "rediss://a/#insecure",
             "redis://a?protocol=resp3",
-            "redis+sentinel://a",
-            "redis+sentinel://a/",
+            "redis+sentinel://",
+            "redis+sentinel:///m",
             "redis+sentinel://a/m?sentinel_user=u",
             "redis+sentinel://a/m?password=x",
             "redis+cluster://a/1",
@@ -290,6 +309,20 @@ mod tests {
                 "{text}"
             );
             assert!(!error.contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn sentinels_without_a_service_are_told_that_it_is_missing() {
+        for text in [
+            "redis+sentinel://a",
+            "rediss+sentinel://:hunter2@a,b:1/",
+            "redis+sentinel://a//0",
+            "redis+sentinel://a?sentinel_password=hunter2",
+        ] {
+            let error = text.parse::<RedisUrl>().unwrap_err().to_string();
+            assert!(error.contains("expected a service name behind the Sentinels"), "{text}: {error}");
+            assert!(!error.contains("hunter2"), "{error}");
         }
     }
 }
