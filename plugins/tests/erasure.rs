@@ -123,7 +123,8 @@ fn lines(dir: &Path) -> BTreeMap<String, String> {
     let mut lines = BTreeMap::new();
     let is_ours = |path: &Path| {
         let name = path.file_name().unwrap().to_str().unwrap();
-        name.starts_with("events") && name.contains(".jsonl")
+        // Copies that were being made when the sink ended are none.
+        name.starts_with("events") && name.contains(".jsonl") && !name.ends_with(".tmp")
     };
     for (path, bytes) in files(dir).into_iter().filter(|(path, _)| path.parent() == Some(dir) && is_ours(path)) {
         for line in String::from_utf8(bytes).unwrap().lines() {
@@ -318,7 +319,6 @@ fn files_of_events_lose_the_content_in_their_own_compression() {
         let sink = FileSink::start(&settings, bench.dir.path(), &bench.journal).unwrap();
         append(&bench, 5);
         assert_eq!(sink.drain(PATIENCE).remaining, 0);
-        wait_until(is_quiet);
         assert_eq!(lines(bench.dir.path()).len(), 180);
     }
 }
