@@ -371,7 +371,13 @@ fn run(mut delivery: Delivery, progress: &Progress, archivist: Option<&Archivist
     loop {
         progress.leaving.serve(|wish| match wish {
             Wish::Renew => delivery.renew(SystemTime::now()),
-            Wish::Leave => delivery.leave(SystemTime::now()),
+            Wish::Leave => {
+                let is_left = delivery.leave(SystemTime::now())?;
+                if let (true, Some(archivist)) = (is_left, archivist) {
+                    archivist.wake();
+                }
+                Ok(is_left)
+            }
         });
         // Read before the step, so that what was appended before the end was asked for is written.
         let deadline = *progress.deadline.lock();
