@@ -1,103 +1,19 @@
 //! A full disk: requests are served, what cannot be kept is refused or counted, and everybody is told. Once there is
 //! room again all is as before, without a restart.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+mod common;
+
+use std::fs;
 use std::time::{Duration, Instant};
 
-use llm_proxy_tests::{PATIENCE, Product, ProductOptions, Provider, World, binary, eventually, metric};
+use common::disk::{Disk, inside};
+use llm_proxy_tests::{PATIENCE, Product, Provider, World, eventually, metric};
 use serde_json::{Value, json};
 
 /// How often the log may tell of lost records.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// Requests on the full disk. A few of their records go into the last page of a file that has room for them.
 const REQUESTS: usize = 60;
-
-/// Run before the product: `DATA_DIR` is a disk of three megabytes.
-const MOUNT: &str = r#"mkdir -p "$DATA_DIR" && mount -t tmpfs -o size=3m,mode=700 disk "$DATA_DIR" || exit"#;
-/// Run before the product: a file that may not grow is an error instead of the end, and the log is no file.
-const NO_SIGNAL: &str =
-    r#"trap "" XFSZ; mkfifo "$DATA_DIR.log" || exit; cat "$DATA_DIR.log" & exec >"$DATA_DIR.log" 2>&1"#;
-
-/// The disk under `DATA_DIR`, which can be filled and freed while the product runs.
-#[derive(Clone, Copy)]
-enum Disk {
-    /// A small one, mounted where the product alone sees it, so that it goes with the process. The flags of `unshare` that
-    /// get us there.
-    Small(&'static [&'static str]),
-    /// Where nobody may mount: the product is forbidden to write into files (`RLIMIT_FSIZE`). To it that is a failing
-    /// disk; the error is another one.
-    Forbidden,
-}
-
-impl Disk {
-    fn find() -> Self {
-        let own: [&[&str]; 2] = [&["--mount"], &["--map-root-user", "--mount"]];
-        let mounts = |flags: &&[&str]| {
-            let mut mount = Command::new("unshare");
-            mount.args(*flags).args(["--", "mount", "-t", "tmpfs", "disk", "/tmp"]).stderr(Stdio::null());
-            mount.status().is_ok_and(|status| status.success())
-        };
-        match own.into_iter().find(mounts) {
-            Some(flags) => Self::Small(flags),
-            None => {
-                eprintln!("nothing can be mounted here: the disk is not full, but files may not be written");
-                Self::Forbidden
-            }
-        }
-    }
-
-    /// Has the product run by this shell script, in which `"$0" server` is its command line.
-    fn under(self, options: ProductOptions, script: &str) -> ProductOptions {
-        let binary = binary();
-        let binary = binary.to_str().unwrap();
-        let run = |before| format!("{before}\n{script}");
-        match self {
-            Self::Small(flags) => {
-                let script = run(MOUNT);
-                let arguments = [flags, &["--", "/bin/sh", "-c", script.as_str(), binary]].concat();
-                options.run_by(PathBuf::from("unshare"), &arguments)
-            }
-            Self::Forbidden => options.run_by(PathBuf::from("/bin/sh"), &["-c", &run(NO_SIGNAL), binary]),
-        }
-    }
-
-    /// Leaves no room for a single octet.
-    fn fill(self, product: &Product) {
-        match self {
-            Self::Small(_) => {
-                let mut filler = File::create(inside(product, "filler")).unwrap();
-                let error = loop {
-                    if let Err(error) = filler.write_all(&[b'x'; 4096]) {
-                        break error;
-                    }
-                };
-                assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
-            }
-            Self::Forbidden => limit_files(product, "0:"),
-        }
-    }
-
-    fn free(self, product: &Product) {
-        match self {
-            Self::Small(_) => fs::remove_file(inside(product, "filler")).unwrap(),
-            Self::Forbidden => limit_files(product, "unlimited:"),
-        }
-    }
-}
-
-/// A file in `DATA_DIR`, as the product sees it.
-fn inside(product: &Product, name: &str) -> PathBuf {
-    PathBuf::from(format!("/proc/{}/root{}", product.pid(), product.data_dir().join(name).display()))
-}
-
-fn limit_files(product: &Product, limit: &str) {
-    let mut prlimit = Command::new("prlimit");
-    prlimit.args([format!("--pid={}", product.pid()), format!("--fsize={limit}")]);
-    assert!(prlimit.status().unwrap().success(), "{prlimit:?}");
-}
 
 /// The record with this id, as soon as it is there.
 async fn record(product: &Product, id: &str) -> Value {

@@ -2,17 +2,14 @@
 
 mod common;
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::disk::{Disk, inside};
 use common::upstream::Upstream;
-use llm_proxy_tests::{
-    Answer, PATIENCE, Product, ProductOptions, Provider, Raw, Refused, World, binary, eventually, metric, run_binary,
-};
+use llm_proxy_tests::{Answer, PATIENCE, Product, Provider, Raw, Refused, World, eventually, metric, run_binary};
 use serde_json::{Value, json};
 
 /// What a journal that must be written and cannot be is answered with.
@@ -23,89 +20,6 @@ const MOST_ROUNDS: usize = 60;
 const BOUND: u64 = 16 << 20;
 /// A record of nearly the largest size that there is.
 const LARGE: usize = 500_000;
-
-/// Run before the product: `DATA_DIR` is a disk of three megabytes.
-const MOUNT: &str = r#"mkdir -p "$DATA_DIR" && mount -t tmpfs -o size=3m,mode=700 disk "$DATA_DIR" || exit"#;
-/// Run before the product: a file that may not grow is an error instead of the end, and the log is no file.
-const NO_SIGNAL: &str =
-    r#"trap "" XFSZ; mkfifo "$DATA_DIR.log" || exit; cat "$DATA_DIR.log" & exec >"$DATA_DIR.log" 2>&1"#;
-
-/// The disk under `DATA_DIR`, which can be filled and freed while the product runs.
-#[derive(Clone, Copy)]
-enum Disk {
-    /// A small one, mounted where the product alone sees it, so that it goes with the process. The flags of `unshare`
-    /// that get us there.
-    Small(&'static [&'static str]),
-    /// Where nobody may mount: the product is forbidden to write into files (`RLIMIT_FSIZE`), which is another error.
-    Forbidden,
-}
-
-impl Disk {
-    fn find() -> Self {
-        let own: [&[&str]; 2] = [&["--mount"], &["--map-root-user", "--mount"]];
-        let mounts = |flags: &&[&str]| {
-            let mut mount = Command::new("unshare");
-            mount.args(*flags).args(["--", "mount", "-t", "tmpfs", "disk", "/tmp"]).stderr(Stdio::null());
-            mount.status().is_ok_and(|status| status.success())
-        };
-        match own.into_iter().find(mounts) {
-            Some(flags) => Self::Small(flags),
-            None => {
-                eprintln!("nothing can be mounted here: the disk is not full, but files may not be written");
-                Self::Forbidden
-            }
-        }
-    }
-
-    /// Has the product run on it.
-    fn under(self, options: ProductOptions) -> ProductOptions {
-        let binary = binary();
-        let binary = binary.to_str().unwrap();
-        let run = |before| format!("{before}\nexec \"$0\" server");
-        match self {
-            Self::Small(flags) => {
-                let script = run(MOUNT);
-                let arguments = [flags, &["--", "/bin/sh", "-c", script.as_str(), binary]].concat();
-                options.run_by(PathBuf::from("unshare"), &arguments)
-            }
-            Self::Forbidden => options.run_by(PathBuf::from("/bin/sh"), &["-c", &run(NO_SIGNAL), binary]),
-        }
-    }
-
-    /// Leaves no room for a single octet.
-    fn fill(self, product: &Product) {
-        match self {
-            Self::Small(_) => {
-                let mut filler = File::create(inside(product, "filler")).unwrap();
-                let error = loop {
-                    if let Err(error) = filler.write_all(&[b'x'; 4096]) {
-                        break error;
-                    }
-                };
-                assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
-            }
-            Self::Forbidden => limit_files(product, "0:"),
-        }
-    }
-
-    fn free(self, product: &Product) {
-        match self {
-            Self::Small(_) => fs::remove_file(inside(product, "filler")).unwrap(),
-            Self::Forbidden => limit_files(product, "unlimited:"),
-        }
-    }
-}
-
-/// A file in `DATA_DIR`, as the product sees it.
-fn inside(product: &Product, name: &str) -> PathBuf {
-    PathBuf::from(format!("/proc/{}/root{}", product.pid(), product.data_dir().join(name).display()))
-}
-
-fn limit_files(product: &Product, limit: &str) {
-    let mut prlimit = Command::new("prlimit");
-    prlimit.args([format!("--pid={}", product.pid()), format!("--fsize={limit}")]);
-    assert!(prlimit.status().unwrap().success(), "{prlimit:?}");
-}
 
 async fn in_mode(mode: &str) -> World {
     World::with(|options| options.set("JOURNAL_MODE", mode)).await
@@ -193,7 +107,7 @@ async fn ask_all(world: &World) -> Vec<(Provider, Answer)> {
 #[tokio::test]
 async fn strict_sends_nothing_to_a_provider_that_it_cannot_record_and_goes_on_when_there_is_room() {
     let disk = Disk::find();
-    let world = World::with(|options| disk.under(options).set("JOURNAL_MODE", "strict")).await;
+    let world = World::with(|options| disk.under(options, r#"exec "$0" server"#).set("JOURNAL_MODE", "strict")).await;
     assert!(ask_all(&world).await.iter().all(|(_, answer)| answer.status == 200));
 
     disk.fill(&world.product);
