@@ -15,7 +15,6 @@ mod inbox;
 mod stream;
 
 use std::fs::DirBuilder;
-use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -99,7 +98,7 @@ impl RedisDispatcher {
         if jobs.is_empty() {
             return Ok(dispatcher);
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at("create", &dir))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(DispatcherError::at("create", &dir))?;
         for job in jobs {
             dispatcher.running.push(Running::start(job, settings, &dir)?);
         }
@@ -156,20 +155,18 @@ impl Running {
         let inbox = Inbox::new(url, tls, consumer, job.policy.limits, settings.idle);
         let feed = Feed::new(job, inbox, dir.join(format!("{name}.dead.jsonl")), lock, Arc::clone(&pages));
         let (stop, stopped) = watch::channel(None);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(at("serve", dir))?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(DispatcherError::at("serve", dir))?;
         let spawned = thread::Builder::new().name(format!("sink-{name}")).spawn(move || {
             let _ending = Ending(pages);
             runtime.block_on(feed.run(Stop(stopped)));
             // A name that is still being looked up must not hold up the end.
             runtime.shutdown_background();
         });
-        Ok(Self { books, stop, thread: Some(spawned.map_err(at("serve", dir))?) })
+        Ok(Self { books, stop, thread: Some(spawned.map_err(DispatcherError::at("serve", dir))?) })
     }
-}
-
-fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DispatcherError + use<> {
-    let path = path.to_owned();
-    move |source| DispatcherError::Io { action, path, source }
 }
 
 /// Notes the end of a loop, also by a panic.

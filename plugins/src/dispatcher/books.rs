@@ -61,6 +61,16 @@ pub enum Health {
 }
 
 impl Health {
+    /// By the worst that is true of a sink.
+    pub(crate) const fn of(has_stopped: bool, is_down: bool, is_failing: bool) -> Self {
+        match (has_stopped, is_down, is_failing) {
+            (true, ..) => Self::Stopped,
+            (_, true, _) => Self::Down,
+            (.., true) => Self::Retrying,
+            _ => Self::Delivering,
+        }
+    }
+
     /// The name used in metrics and health.
     pub const fn name(self) -> &'static str {
         match self {
@@ -111,7 +121,7 @@ pub(super) struct Page {
 }
 
 /// Adds to a figure.
-pub(super) fn add(figure: &mut u64, more: u64) {
+pub(crate) fn add(figure: &mut u64, more: u64) {
     *figure = figure.saturating_add(more);
 }
 
@@ -167,15 +177,7 @@ impl Books {
             lag_records: position.saturating_sub(page.passed_seq),
             // A clock that was set back gives no lag rather than a wrong one.
             lag: Duration::from_micros(u64::try_from(lag_us).unwrap_or(0)),
-            health: if has_stopped {
-                Health::Stopped
-            } else if page.is_down {
-                Health::Down
-            } else if page.is_failing {
-                Health::Retrying
-            } else {
-                Health::Delivering
-            },
+            health: Health::of(has_stopped, page.is_down, page.is_failing),
             own_errors: page.own_errors,
         }
     }

@@ -51,6 +51,7 @@ pub use window::{Dead, Limits};
 
 // What a loop over another source than a journal is made of.
 pub(crate) use backoff::LONGEST_ASKED;
+pub(crate) use books::add;
 pub(crate) use breaker::{Breaker, Permit};
 pub(crate) use dead_letters::{Body, DeadLetters, Letter};
 pub(crate) use runner::Stop;
@@ -119,7 +120,7 @@ pub enum DispatcherError {
 }
 
 impl DispatcherError {
-    fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+    pub(crate) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
     }

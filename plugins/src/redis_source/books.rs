@@ -49,11 +49,6 @@ pub(super) struct Page {
     pub last_error: Option<String>,
 }
 
-/// Adds to a figure.
-pub(super) fn add(figure: &mut u64, more: u64) {
-    *figure = figure.saturating_add(more);
-}
-
 impl Pages {
     /// Shows this from now on.
     pub fn show(&self, page: &Page) {
@@ -103,15 +98,7 @@ impl RedisBooks {
             lag_records: page.lag,
             // A clock that was set back, or runs behind on this host, gives no lag rather than a wrong one.
             lag: Duration::from_micros(u64::try_from(lag_us).unwrap_or(0)),
-            health: if has_stopped {
-                Health::Stopped
-            } else if page.is_down {
-                Health::Down
-            } else if page.is_failing {
-                Health::Retrying
-            } else {
-                Health::Delivering
-            },
+            health: Health::of(has_stopped, page.is_down, page.is_failing),
             own_errors: page.own_errors,
         }
     }

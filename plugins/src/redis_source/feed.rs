@@ -16,12 +16,12 @@ use futures::FutureExt;
 use time::UtcDateTime;
 use uuid::Uuid;
 
-use super::books::{Page, Pages, add};
+use super::books::{Page, Pages};
 use super::inbox::Inbox;
 use super::stream::{Content, Entry, EntryId};
 use crate::dispatcher::{
     Backoff, Body, Breaker, Choice, ConsumerLock, Dead, DeadLetters, Event, Fault, Job, LONGEST_ASKED, Letter, Outcome,
-    Permit, Settled, Stop, Window,
+    Permit, Settled, Stop, Window, add,
 };
 use crate::event::{Exchange, Message};
 use crate::sinks::redis::RedisFault;
